@@ -1,0 +1,86 @@
+"""Every exception of the package.
+
+An error states what was found, what was expected and how to fix it. Each class
+also derives from the builtin that fits it, so callers may catch either, and
+carries the exit code with which a command ends on it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CodistError(Exception):
+  """Base of all errors that the package raises on purpose.
+
+  Attributes:
+    found: What was found, a phrase without a full stop.
+    expected: What would have been right.
+    fix: What the user can do about it, an imperative phrase.
+    exit_code: Exit code of a command that ends on this error.
+  """
+
+  exit_code = 1
+
+  def __init__(self, found: str, *, expected: str, fix: str):
+    super().__init__(f'Found {found}; expected {expected}. To fix: {fix}.')
+    self.found = found
+    self.expected = expected
+    self.fix = fix
+
+
+class ConfigError(CodistError, ValueError):
+  """A value of the configuration that cannot be run."""
+
+  exit_code = 2
+
+
+class UnknownNameError(ConfigError):
+  """A name that no registry, preset or field has."""
+
+  def __init__(self, kind: str, name: str, known: Iterable[str]):
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    super().__init__(
+        f'unknown {kind} {name!r}',
+        expected=f'one of {", ".join(known)}',
+        fix=f'use {nearest[0]!r}' if nearest else f'choose a known {kind}',
+    )
+    self.nearest = nearest[0] if nearest else None
+
+
+class DataError(CodistError, ValueError):
+  """Data that is missing, corrupt or of the wrong shape."""
+
+  exit_code = 2
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+  """A data file that is not in the data directory."""
+
+
+class RunFolderError(CodistError, ValueError):
+  """A run folder that belongs to another configuration, or to none."""
+
+  exit_code = 2
+
+
+class CheckpointError(CodistError, RuntimeError):
+  """No checkpoint of a run folder can be read."""
+
+
+class StorageError(CodistError, OSError):
+  """A file that could not be written, for example because the disk is full."""
+
+
+class EnvironmentSetupError(CodistError, RuntimeError):
+  """A machine or installation on which the package cannot run."""
+
+  exit_code = 3
+
+
+class WorkerError(EnvironmentSetupError):
+  """TFF's worker did not start, or died and died again on the retry."""
+
+
+class NonFiniteModelError(CodistError, ArithmeticError):
+  """A pool's model that is no longer finite."""
