@@ -1,0 +1,120 @@
+"""Losses on logits, by name, with masks.
+
+A mask has one value for each label; where it is 0 the position counts neither
+in the numerator nor in the denominator. An all-masked batch has loss 0.
+"""
+
+from typing import Optional, Protocol
+
+import tensorflow as tf
+
+from tff_codist import registry
+
+
+class DistillationLoss(Protocol):
+  """Distance of a student's logits to a teacher's, one value an example."""
+
+  def __call__(
+    self,
+    student_logits: tf.Tensor,
+    teacher_logits: tf.Tensor,
+    temperature: float,
+  ) -> tf.Tensor:
+    """Returns `[...]` for logits `[..., num_classes]`."""
+
+
+distillation_losses: registry.Registry[DistillationLoss] = registry.Registry(
+  'distillation loss'
+)
+
+
+def masked_mean(
+  values: tf.Tensor, mask: Optional[tf.Tensor] = None
+) -> tf.Tensor:
+  """Returns the mean of the values whose mask is 1; 0 if there are none."""
+  if mask is None:
+    mask = tf.ones_like(values)
+  mask = tf.cast(mask, values.dtype)
+  return tf.math.divide_no_nan(
+    tf.reduce_sum(values * mask), tf.reduce_sum(mask)
+  )
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+  """Returns the cross-entropy of each label in nats, shape of `labels`."""
+  return tf.nn.sparse_softmax_cross_entropy_with_logits(
+    labels=labels, logits=logits
+  )
+
+
+def entropy(logits: tf.Tensor) -> tf.Tensor:
+  """Returns the entropy of softmax(logits) in nats, `[...]`."""
+  log_probs = tf.nn.log_softmax(logits)
+  return -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
+
+
+@distillation_losses.register('kl')
+def kl(
+  student_logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float
+) -> tf.Tensor:
+  """Forward divergence KL(σ_T(teacher) ‖ σ_T(student)) in nats."""
+  teacher = tf.nn.log_softmax(teacher_logits / temperature)
+  student = tf.nn.log_softmax(student_logits / temperature)
+  return tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
+
+
+@distillation_losses.register('cross_entropy')
+def soft_cross_entropy(
+  student_logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float
+) -> tf.Tensor:
+  """Cross-entropy with soft labels: `kl` plus the teacher's entropy."""
+  teacher = tf.nn.softmax(teacher_logits / temperature)
+  student = tf.nn.log_softmax(student_logits / temperature)
+  return -tf.reduce_sum(teacher * student, axis=-1)
+
+
+@distillation_losses.register('l2')
+def l2(
+  student_logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float
+) -> tf.Tensor:
+  """Half the mean squared difference of the logits over T, per class."""
+  difference = (student_logits - teacher_logits) / temperature
+  return 0.5 * tf.reduce_mean(tf.square(difference), axis=-1)
+
+
+def distillation_loss(
+  name: str,
+  student_logits: tf.Tensor,
+  teacher_logits: tf.Tensor,
+  *,
+  temperature: float = 1.0,
+  temperature_exponent: int = 2,
+  mask: Optional[tf.Tensor] = None,
+) -> tf.Tensor:
+  """Returns KD_T = T^a · mean over examples of the named distance.
+
+  Teacher logits carry no gradient. With `kl`, the gradient of one example with
+  respect to the student's logits is T^(a-1) · (σ_T(z_s) - σ_T(z_t)).
+
+  Args:
+    name: A name in `distillation_losses`.
+    student_logits: `[..., num_classes]`.
+    teacher_logits: Same shape.
+    temperature: T, above 0.
+    temperature_exponent: a, 2 (Hinton et al.) or 0.
+    mask: Shape of the logits without the last dimension, or `None` for all.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    UnknownNameError: If there is no such loss.
+
+  References:
+    Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+    arXiv 1503.02531.
+  """
+  values = distillation_losses[name](
+    student_logits, tf.stop_gradient(teacher_logits), temperature
+  )
+  return temperature**temperature_exponent * masked_mean(values, mask)
