@@ -196,8 +196,9 @@ class ServerConfig:
   beta2: float = 0.99
   # Adaptivity, tau in the paper. Above 0.
   epsilon: float = 1e-3
-  # Second moment before the first round, v_{-1}. At least 0.
-  initial_accumulator: float = 0.0
+  # Second moment before the first round, v_{-1}. At least 0; None takes the
+  # flavor's own: 0 (reddi), 0.1 (TFF's Adagrad), 1e-6 (TFF's Yogi).
+  initial_accumulator: Optional[float] = None
 
   def __post_init__(self):
     _require(
@@ -218,8 +219,8 @@ class ServerConfig:
       'a number above 0',
     )
     _require(
-      self.initial_accumulator >= 0
-      and math.isfinite(self.initial_accumulator),
+      self.initial_accumulator is None
+      or 0 <= self.initial_accumulator < math.inf,
       'server.initial_accumulator',
       self.initial_accumulator,
       'a number of at least 0',

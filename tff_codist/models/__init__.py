@@ -1,9 +1,10 @@
 """Logits models as pure functions of weights."""
 
 from tff_codist.models.model import Model
+from tff_codist.models.model import Weights
 from tff_codist.models.vision import cnn
 from tff_codist.models.vision import mlp
 from tff_codist.models.vision import resnet
 from tff_codist.models.vision import resnet18
 
-__all__ = ['Model', 'cnn', 'mlp', 'resnet', 'resnet18']
+__all__ = ['Model', 'Weights', 'cnn', 'mlp', 'resnet', 'resnet18']

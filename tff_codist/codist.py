@@ -1,0 +1,370 @@
+"""CoDist: pools of clients whose models teach each other at the server.
+
+Every pool i trains its own model θ_i by federated averaging with a server
+optimizer. Between the pools there is only what happens at the server, on
+unlabelled data U (symbols as in the paper):
+
+    each round t, for each pool i:
+      g_i ← federated pseudo-gradient over the cohort S_t^i   (client_update)
+
+    FedAvg      (θ_i, o_i) ← ServerOpt(o_i, θ_i, g_i)
+
+    PERIODIC    as FedAvg; and when t mod p = 0, for each pool i, from frozen
+                copies of all models:  θ_i ← θ_i − d_i(s)
+
+    MERGED      d_i ← distillation pseudo-gradient, teachers θ_j, j ≠ i
+                h_i ← (1 − α_i)·g_i + α_i·d_i
+                (θ_i, o_i) ← ServerOpt(o_i, θ_i, h_i)
+
+All students of an exchange see the teachers as they were before it, so the
+order of the pools does not matter.
+
+References:
+  Lichtarge et al., Heterogeneous Federated Learning Using Knowledge
+  Codistillation, 2023. arXiv 2310.02549.
+"""
+
+import collections
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from tff_codist import algorithm
+from tff_codist import client_update
+from tff_codist import config as config_lib
+from tff_codist import distillation
+from tff_codist import errors
+from tff_codist import models
+from tff_codist import server_update
+
+
+class PoolState(NamedTuple):
+  """One pool's state at the server.
+
+  Attributes:
+    weights: θ_i.
+    server_optimizer: o_i.
+    aggregator: State of the aggregation over clients.
+    distillation_optimizer: q_i, the distillation's Adam; `()` without one.
+  """
+
+  weights: models.Weights
+  server_optimizer: object
+  aggregator: object
+  distillation_optimizer: object
+
+
+# The state of all three algorithms: {pool: PoolState}.
+CodistState = collections.OrderedDict
+
+
+class _Pools:
+  """The computations that every pool of an algorithm runs."""
+
+  def __init__(self, setting: algorithm.Setting, config: config_lib.Config):
+    self.models = {pool.name: pool.model for pool in setting.pools}
+    task = setting.task
+    self._client_update = {
+      name: client_update.build_client_update(
+        model,
+        setting.examples_type,
+        task.preprocess,
+        config.client,
+        pad_id=task.pad_id,
+      )
+      for name, model in self.models.items()
+    }
+    self._server_update = {
+      name: server_update.build_server_update(model, config.server)
+      for name, model in self.models.items()
+    }
+
+  def initialize(self, seed: int) -> CodistState:
+    """Returns every pool's fresh state; pools draw different weights."""
+    state = CodistState()
+    for i, (name, model) in enumerate(self.models.items()):
+      weights = model.initialize(seed * 1_000_003 + i)
+      state[name] = PoolState(
+        weights=weights,
+        server_optimizer=self._server_update[name].initialize(weights),
+        aggregator=self._client_update[name].initialize(),
+        distillation_optimizer=(),
+      )
+    return state
+
+  def train(
+    self, state: CodistState, cohorts: algorithm.Cohorts
+  ) -> tuple[CodistState, dict[str, tuple], algorithm.Metrics]:
+    """Runs every pool's clients: the new state, {pool: g_i}, metrics."""
+    state, federated, metrics = CodistState(state), {}, {}
+    started = time.monotonic()
+    for name, pool in state.items():
+      result = self._client_update[name].next(
+        pool.aggregator, pool.weights, cohorts[name]
+      )
+      state[name] = pool._replace(aggregator=result['state'])
+      federated[name] = result['pseudo_gradient']
+      for metric, value in result['metrics'].items():
+        metrics[f'train/{name}/{metric}'] = value
+    metrics['time/clients_seconds'] = time.monotonic() - started
+    return state, federated, metrics
+
+  def step(
+    self, state: CodistState, pseudo_gradients: Mapping[str, tuple]
+  ) -> tuple[CodistState, algorithm.Metrics]:
+    """Takes every pool's server step."""
+    state, metrics = CodistState(state), {}
+    started = time.monotonic()
+    for name, pool in state.items():
+      result = self._server_update[name].next(
+        pool.server_optimizer, pool.weights, pseudo_gradients[name]
+      )
+      state[name] = pool._replace(
+        weights=result['weights'], server_optimizer=result['state']
+      )
+      metrics[f'train/{name}/update_rejected'] = result['rejected']
+    metrics['time/server_seconds'] = time.monotonic() - started
+    return state, metrics
+
+
+class _Exchange:
+  """Distillation of every pool's model from all others."""
+
+  def __init__(
+    self,
+    setting: algorithm.Setting,
+    config: config_lib.Config,
+    *,
+    steps: int,
+    learning_rate: float,
+  ):
+    if setting.unlabelled is None:
+      raise errors.ConfigError(
+        f'algorithm {config.algorithm.name!r} without distillation data',
+        expected='unlabelled examples at the server',
+        fix='set --task.distillation_clients_fraction above 0, or train with '
+        '--algorithm.name fed_avg',
+      )
+    self._unlabelled = setting.unlabelled
+    self._steps = steps
+    self._batch_size = config.distillation.batch_size
+    pool_models = {pool.name: pool.model for pool in setting.pools}
+    self._teachers = {
+      name: [other for other in pool_models if other != name]
+      for name in pool_models
+    }
+    self._distillation = {
+      name: distillation.build_distillation(
+        model,
+        [pool_models[teacher] for teacher in self._teachers[name]],
+        setting.examples_type['x'],
+        setting.task.preprocess,
+        config.distillation,
+        learning_rate=learning_rate,
+        pad_id=setting.task.pad_id,
+      )
+      for name, model in pool_models.items()
+      if self._teachers[name]
+    }
+
+  def initialize(self, state: CodistState) -> CodistState:
+    """Adds the state of each pool's distillation optimizer."""
+    return CodistState(
+      (
+        name,
+        pool._replace(
+          distillation_optimizer=self._distillation[name].initialize(
+            pool.weights
+          )
+        ),
+      )
+      if name in self._distillation
+      else (name, pool)
+      for name, pool in state.items()
+    )
+
+  def run(
+    self, state: CodistState, index: int, students: Mapping[str, bool]
+  ) -> tuple[CodistState, dict[str, tuple], algorithm.Metrics]:
+    """Distils into the chosen students, all from the models in `state`.
+
+    Args:
+      state: The pools' state; its weights are students and teachers.
+      index: Number of exchanges before this one; it sets the place in U.
+      students: {pool: whether it learns}.
+
+    Returns:
+      The state with new distillation optimizers and the same weights, {pool:
+      d_i}, and metrics.
+    """
+    new_state, distilled, metrics = CodistState(state), {}, {}
+    started = time.monotonic()
+    if any(students.values()):
+      batches = self._unlabelled.batches(
+        index * self._steps, self._steps, self._batch_size
+      )
+    for name, computation in self._distillation.items():
+      if not students[name]:
+        continue
+      pool = state[name]
+      result = computation.next(
+        pool.distillation_optimizer,
+        pool.weights,
+        tuple(state[teacher].weights for teacher in self._teachers[name]),
+        batches,
+      )
+      new_state[name] = pool._replace(distillation_optimizer=result['state'])
+      distilled[name] = result['pseudo_gradient']
+      for metric, value in result['metrics'].items():
+        metrics[f'exchange/{name}/{metric}'] = value
+    metrics['time/exchange_seconds'] = time.monotonic() - started
+    return new_state, distilled, metrics
+
+
+def _weights(state: CodistState) -> dict[str, models.Weights]:
+  return {name: pool.weights for name, pool in state.items()}
+
+
+@algorithm.register('fed_avg')
+def build_fed_avg(
+  setting: algorithm.Setting, config: config_lib.Config
+) -> algorithm.Algorithm:
+  """Builds federated averaging in each pool alone, the baseline.
+
+  Args:
+    setting: Pools and task.
+    config: The groups `client` and `server`.
+
+  Returns:
+    The algorithm; its state is a `CodistState`.
+
+  Raises:
+    UnknownNameError: If a named optimizer or aggregator does not exist.
+
+  References:
+    McMahan et al., Communication-Efficient Learning of Deep Networks from
+    Decentralized Data, AISTATS 2017. arXiv 1602.05629. The server optimizers:
+    Reddi et al., arXiv 2003.00295.
+  """
+  pools = _Pools(setting, config)
+
+  def next_fn(state, cohorts, round_num):
+    del round_num  # Every round is the same.
+    state, federated, train_metrics = pools.train(state, cohorts)
+    state, step_metrics = pools.step(state, federated)
+    return state, {**train_metrics, **step_metrics}
+
+  return algorithm.Algorithm(pools.initialize, next_fn, _weights)
+
+
+@algorithm.register('periodic_codist', 'distillation', 'periodic')
+def build_periodic_codist(
+  setting: algorithm.Setting, config: config_lib.Config
+) -> algorithm.Algorithm:
+  """Builds PERIODIC CODIST: s distillation steps every p rounds.
+
+  With p above the number of rounds, s = 0 or a single pool it is `fed_avg`.
+  The server optimizers' states are left alone by an exchange.
+
+  Args:
+    setting: Pools, task and unlabelled data.
+    config: The groups `client`, `server`, `distillation` and `periodic`.
+
+  Returns:
+    The algorithm; its state is a `CodistState`.
+
+  Raises:
+    ConfigError: If there is no distillation data.
+    UnknownNameError: If a named loss, optimizer or aggregator does not exist.
+  """
+  pools = _Pools(setting, config)
+  exchange = _Exchange(
+    setting,
+    config,
+    steps=config.periodic.steps,
+    learning_rate=config.periodic.learning_rate,
+  )
+  period = config.periodic.period
+
+  def next_fn(state, cohorts, round_num):
+    state, federated, train_metrics = pools.train(state, cohorts)
+    state, step_metrics = pools.step(state, federated)
+    metrics = {**train_metrics, **step_metrics}
+    is_due = round_num % period == 0 and config.periodic.steps > 0
+    state, distilled, exchange_metrics = exchange.run(
+      state, round_num // period - 1, dict.fromkeys(state, is_due)
+    )
+    for name, d in distilled.items():
+      state[name] = state[name]._replace(
+        weights=tuple(w - d for w, d in zip(state[name].weights, d))
+      )
+    return state, {**metrics, **exchange_metrics}
+
+  return algorithm.Algorithm(
+    lambda seed: exchange.initialize(pools.initialize(seed)),
+    next_fn,
+    _weights,
+  )
+
+
+@algorithm.register('merged_codist', 'distillation', 'merged')
+def build_merged_codist(
+  setting: algorithm.Setting, config: config_lib.Config
+) -> algorithm.Algorithm:
+  """Builds MERGED CODIST: distillation merged into every server step.
+
+  `config.merged.distillation_weight` is the paper's interpolation factor α_i.
+  Where it is 0, and during the warm-up, a pool does not distil at all and its
+  round is `fed_avg`'s, bit for bit. A single pool is `fed_avg`.
+
+  Args:
+    setting: Pools, task and unlabelled data.
+    config: The groups `client`, `server`, `distillation` and `merged`.
+
+  Returns:
+    The algorithm; its state is a `CodistState`.
+
+  Raises:
+    ConfigError: If there is no distillation data.
+    UnknownNameError: If a named loss, optimizer or aggregator does not exist.
+  """
+  pools = _Pools(setting, config)
+  exchange = _Exchange(
+    setting,
+    config,
+    steps=config.merged.steps,
+    learning_rate=config.merged.learning_rate,
+  )
+  alpha = config.pools.per_pool(
+    'merged.distillation_weight', config.merged.distillation_weight
+  )
+  merges = {
+    name: distillation.build_merge(model, config.merged)
+    for name, model in pools.models.items()
+  }
+
+  def next_fn(state, cohorts, round_num):
+    state, federated, metrics = pools.train(state, cohorts)
+    is_warm = round_num > config.merged.warmup_rounds
+    state, distilled, exchange_metrics = exchange.run(
+      state,
+      round_num - 1,
+      {name: is_warm and weight > 0 for name, weight in alpha.items()},
+    )
+    metrics.update(exchange_metrics)
+    merged = dict(federated)
+    for name, d in distilled.items():
+      result = merges[name](federated[name], d, np.float32(alpha[name]))
+      merged[name] = result.pseudo_gradient
+      for metric, value in result.metrics.items():
+        metrics[f'exchange/{name}/{metric}'] = value
+    state, step_metrics = pools.step(state, merged)
+    return state, {**metrics, **step_metrics}
+
+  return algorithm.Algorithm(
+    lambda seed: exchange.initialize(pools.initialize(seed)),
+    next_fn,
+    _weights,
+  )

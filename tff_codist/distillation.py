@@ -1,0 +1,305 @@
+"""Distilling models into each other at the server.
+
+One pass with student i and frozen teachers j on the unlabelled batches u_r
+(CoDist, arXiv 2310.02549):
+
+    φ_0 = θ_i
+    φ_r = AdamStep(φ_{r−1}, ∇_φ mean_{x∈u_r} KD_T(f_i(φ_{r−1}, x); z(x)))
+    d_i = θ_i − φ_s
+
+where z is the teacher's logits f_j(θ_j, x), and with more than one teacher
+their mean. d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s.
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_codist import client_update
+from tff_codist import config as config_lib
+from tff_codist import losses
+from tff_codist import models
+from tff_codist import task as task_lib
+
+
+class Distillation(NamedTuple):
+  """The server computations of one student's distillation.
+
+  Attributes:
+    initialize: State of the distillation's Adam. Type signature: `(W_i@SERVER
+      -> Q@SERVER)`.
+    next: One pass over the batches. Type signature: `(<state=Q@SERVER,
+      weights=W_i@SERVER, teachers=<W_j,...>@SERVER, batches=[steps, batch,
+      ...]@SERVER> -> <state=Q@SERVER, pseudo_gradient=W_i@SERVER,
+      metrics=M@SERVER>)`.
+  """
+
+  initialize: tff.Computation
+  next: tff.Computation
+
+
+def mean_logits(
+  teachers: Sequence[models.Model],
+  weights: Sequence[models.Weights],
+  x: tf.Tensor,
+) -> tf.Tensor:
+  """Returns the mean of the teachers' logits, in inference mode."""
+  return tf.add_n(
+    [model.logits(w, x) for model, w in zip(teachers, weights)]
+  ) / len(teachers)
+
+
+def distil(
+  student: models.Model,
+  teachers: Sequence[models.Model],
+  optimizer: tff.learning.optimizers.Optimizer,
+  optimizer_state: collections.OrderedDict,
+  weights: models.Weights,
+  teacher_weights: Sequence[models.Weights],
+  batches: tf.Tensor,
+  *,
+  preprocess: task_lib.Preprocess,
+  config: config_lib.DistillationConfig,
+  pad_id: Optional[int] = None,
+) -> tuple:
+  """Distils the teachers into the student; call it in a `tf.function`.
+
+  Costs one forward pass of every teacher and a forward and backward pass of
+  the student over each batch.
+
+  Args:
+    student: The student's model.
+    teachers: The teachers' models.
+    optimizer: The distillation's Adam.
+    optimizer_state: Its state.
+    weights: θ_i, where the student starts.
+    teacher_weights: θ_j of each teacher, frozen.
+    batches: Raw inputs u_r, `[steps, batch, ...]`.
+    preprocess: From raw inputs to the models' inputs, used without
+      augmentation: student and teachers see the same x.
+    config: Loss and temperature.
+    pad_id: Input token that does not count, or `None`.
+
+  Returns:
+    The optimizer's state, d_i, and metrics: `loss`, the mean over the steps of
+    KD_T before each step (nats for `kl`), and `teacher_entropy`, the mean
+    entropy of the teachers' mean logits (nats).
+  """
+  trained = weights
+  loss_sum, entropy_sum = tf.zeros([]), tf.zeros([])
+  for batch in batches:
+    x = preprocess(batch)
+    teacher_logits = mean_logits(teachers, teacher_weights, x)
+    mask = None if pad_id is None else client_update.label_mask(batch, pad_id)
+    with tf.GradientTape() as tape:
+      tape.watch(trained)
+      loss = losses.distillation_loss(
+        config.loss,
+        student.logits(trained, x, training=True),
+        teacher_logits,
+        temperature=config.temperature,
+        temperature_exponent=config.temperature_exponent,
+        mask=mask,
+      )
+    gradient = tape.gradient(loss, trained)
+    optimizer_state, trained = optimizer.next(
+      optimizer_state, trained, gradient
+    )
+    loss_sum += loss
+    entropy_sum += losses.masked_mean(losses.entropy(teacher_logits), mask)
+  steps = tf.cast(tf.shape(batches)[0], tf.float32)
+  metrics = collections.OrderedDict(
+    distillation_loss=tf.math.divide_no_nan(loss_sum, steps),
+    teacher_entropy=tf.math.divide_no_nan(entropy_sum, steps),
+  )
+  pseudo_gradient = tf.nest.map_structure(tf.subtract, weights, trained)
+  return optimizer_state, pseudo_gradient, metrics
+
+
+def build_distillation(
+  student: models.Model,
+  teachers: Sequence[models.Model],
+  x_type: tff.TensorType,
+  preprocess: task_lib.Preprocess,
+  config: config_lib.DistillationConfig,
+  *,
+  learning_rate: float,
+  pad_id: Optional[int] = None,
+) -> Distillation:
+  """Builds the distillation of teachers into one student.
+
+  Args:
+    student: The student's model.
+    teachers: The teachers' models, at least one.
+    x_type: TFF type of raw inputs, `[?, ...]`.
+    preprocess: From raw inputs to the models' inputs.
+    config: Loss, temperature and Adam.
+    learning_rate: Learning rate of the distillation's Adam, above 0.
+    pad_id: Input token that does not count, or `None`.
+
+  Returns:
+    The computations, with the type signatures of `Distillation`. With
+    `config.keep_optimizer_state` false, every pass starts from a fresh Adam.
+
+  Raises:
+    UnknownNameError: If there is no such loss.
+  """
+  losses.distillation_losses[config.loss]
+  optimizer = tff.learning.optimizers.build_adam(
+    learning_rate, config.beta1, config.beta2, config.epsilon
+  )
+
+  @tff.tensorflow.computation(student.weights_type)
+  def start(weights):
+    return optimizer.initialize(
+      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
+    )
+
+  state_type = start.type_signature.result
+  teachers_type = tff.StructWithPythonType(
+    [teacher.weights_type for teacher in teachers], tuple
+  )
+  batches_type = tff.TensorType(x_type.dtype, (None, *x_type.shape))
+
+  @tff.tensorflow.computation(
+    state_type, student.weights_type, teachers_type, batches_type
+  )
+  def run(state, weights, teacher_weights, batches):
+    if not config.keep_optimizer_state:
+      state = optimizer.initialize(
+        tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
+      )
+    state, pseudo_gradient, metrics = tf.function(distil)(
+      student,
+      teachers,
+      optimizer,
+      state,
+      weights,
+      teacher_weights,
+      batches,
+      preprocess=preprocess,
+      config=config,
+      pad_id=pad_id,
+    )
+    return collections.OrderedDict(
+      state=state, pseudo_gradient=pseudo_gradient, metrics=metrics
+    )
+
+  @tff.federated_computation(
+    tff.FederatedType(student.weights_type, tff.SERVER)
+  )
+  def initialize(weights):
+    return tff.federated_map(start, weights)
+
+  @tff.federated_computation(
+    tff.FederatedType(state_type, tff.SERVER),
+    tff.FederatedType(student.weights_type, tff.SERVER),
+    tff.FederatedType(teachers_type, tff.SERVER),
+    tff.FederatedType(batches_type, tff.SERVER),
+  )
+  def next_fn(state, weights, teachers, batches):
+    return tff.federated_map(run, (state, weights, teachers, batches))
+
+  return Distillation(initialize=initialize, next=next_fn)
+
+
+class Merged(NamedTuple):
+  """A merged pseudo-gradient and how its parts relate.
+
+  Attributes:
+    pseudo_gradient: h_i.
+    metrics: `federated_norm` ‖g_i‖, `distillation_norm` ‖d_i‖ before any
+      matching, and `cosine` of the angle between them, in [-1, 1].
+  """
+
+  pseudo_gradient: tuple
+  metrics: collections.OrderedDict
+
+
+def merge(
+  federated: tuple,
+  distilled: tuple,
+  distillation_weight: tf.Tensor,
+  *,
+  match_norm: bool,
+  rescale: bool,
+) -> Merged:
+  """Interpolates the two pseudo-gradients of MERGED CODIST.
+
+  h_i = (1 − α_i)·g_i + α_i·d_i. α = 0 is the federated pseudo-gradient alone,
+  α = 1 distillation only.
+
+  Args:
+    federated: g_i.
+    distilled: d_i, the same structure.
+    distillation_weight: The paper's interpolation factor α_i, in [0, 1].
+    match_norm: First give d_i the norm of g_i.
+    rescale: Divide the result by 1 − α, so h_i = g_i + α/(1 − α)·d_i.
+
+  Returns:
+    The merged pseudo-gradient and its metrics.
+  """
+  g_norm, d_norm = tf.linalg.global_norm(federated), tf.linalg.global_norm(
+    distilled
+  )
+  product = tf.add_n(
+    [tf.reduce_sum(g * d) for g, d in zip(federated, distilled)]
+  )
+  metrics = collections.OrderedDict(
+    federated_norm=g_norm,
+    distillation_norm=d_norm,
+    cosine=tf.math.divide_no_nan(product, g_norm * d_norm),
+  )
+  alpha = tf.convert_to_tensor(distillation_weight, tf.float32)
+  scale = alpha * (g_norm / (d_norm + 1e-12) if match_norm else 1.0)
+  keep = 1.0 - alpha
+  if rescale:
+    scale, keep = scale / keep, 1.0
+  merged = tf.nest.map_structure(
+    lambda g, d: keep * g + scale * d, federated, distilled
+  )
+  return Merged(merged, metrics)
+
+
+def build_merge(
+  model: models.Model, config: config_lib.MergedConfig
+) -> tff.Computation:
+  """Builds the merging of one pool's two pseudo-gradients.
+
+  Type signature:
+    (<federated=W@SERVER, distilled=W@SERVER, distillation_weight=
+    float32@SERVER> -> <pseudo_gradient=W, metrics=M>@SERVER)
+
+  Args:
+    model: The pool's model.
+    config: `match_norm` and `rescale`.
+
+  Returns:
+    The computation; see `merge` for its result.
+  """
+
+  @tff.tensorflow.computation(
+    model.weights_type, model.weights_type, np.float32
+  )
+  def run(federated, distilled, distillation_weight):
+    return merge(
+      federated,
+      distilled,
+      distillation_weight,
+      match_norm=config.match_norm,
+      rescale=config.rescale,
+    )
+
+  @tff.federated_computation(
+    tff.FederatedType(model.weights_type, tff.SERVER),
+    tff.FederatedType(model.weights_type, tff.SERVER),
+    tff.FederatedType(np.float32, tff.SERVER),
+  )
+  def merge_fn(federated, distilled, distillation_weight):
+    return tff.federated_map(run, (federated, distilled, distillation_weight))
+
+  return merge_fn
