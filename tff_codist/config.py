@@ -20,9 +20,7 @@ from tff_codist import errors
 _T = TypeVar('_T')
 
 
-def _require(
-  holds: bool, field: str, value: object, expected: str
-) -> None:
+def _require(holds: bool, field: str, value: object, expected: str) -> None:
   """Raises `ConfigError` that names the flag, unless `holds`."""
   if not holds:
     raise errors.ConfigError(
@@ -209,9 +207,7 @@ class ServerConfig:
     )
     for field in ('momentum', 'beta1', 'beta2'):
       value = getattr(self, field)
-      _require(
-        0 <= value < 1, f'server.{field}', value, 'a number in [0, 1)'
-      )
+      _require(0 <= value < 1, f'server.{field}', value, 'a number in [0, 1)')
     _require(
       _positive(self.epsilon),
       'server.epsilon',
@@ -346,9 +342,7 @@ class MergedConfig:
       self.distillation_weight,
       'numbers below 1 together with --merged.rescale',
     )
-    _require(
-      self.steps >= 1, 'merged.steps', self.steps, 'an integer above 0'
-    )
+    _require(self.steps >= 1, 'merged.steps', self.steps, 'an integer above 0')
     _require(
       _positive(self.learning_rate),
       'merged.learning_rate',

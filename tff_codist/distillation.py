@@ -243,8 +243,9 @@ def merge(
   Returns:
     The merged pseudo-gradient and its metrics.
   """
-  g_norm, d_norm = tf.linalg.global_norm(federated), tf.linalg.global_norm(
-    distilled
+  g_norm, d_norm = (
+    tf.linalg.global_norm(federated),
+    tf.linalg.global_norm(distilled),
   )
   product = tf.add_n(
     [tf.reduce_sum(g * d) for g, d in zip(federated, distilled)]

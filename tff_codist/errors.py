@@ -41,9 +41,9 @@ class UnknownNameError(ConfigError):
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     super().__init__(
-        f'unknown {kind} {name!r}',
-        expected=f'one of {", ".join(known)}',
-        fix=f'use {nearest[0]!r}' if nearest else f'choose a known {kind}',
+      f'unknown {kind} {name!r}',
+      expected=f'one of {", ".join(known)}',
+      fix=f'use {nearest[0]!r}' if nearest else f'choose a known {kind}',
     )
     self.nearest = nearest[0] if nearest else None
 

@@ -2,19 +2,25 @@
 
 import collections
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Optional
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_codist import client_update
+from tff_codist import clients
 from tff_codist import losses
 from tff_codist import models
+from tff_codist import pools as pools_lib
 from tff_codist import task as task_lib
 
 # Examples in one forward pass; bounds memory, changes no result.
 _BATCH_SIZE = 200
+# Test clients that are sent in one call.
+_CLIENTS_AT_ONCE = 50
+# Unlabelled examples on which the models are compared.
+_AGREEMENT_EXAMPLES = 1000
 
 
 def build_evaluation(
@@ -36,8 +42,8 @@ def build_evaluation(
     pad_id: Label that does not count, or `None`.
 
   Returns:
-    The computation. Its metrics are means over all labels of all clients:
-    `loss` (nats) and `accuracy` (a fraction).
+    The computation. Its metrics are means over all labels of all clients,
+    `loss` (nats) and `accuracy` (a fraction), and the number of `labels`.
   """
 
   @tf.function
@@ -65,6 +71,7 @@ def build_evaluation(
     return collections.OrderedDict(
       loss=tf.math.divide_no_nan(sums['loss'], sums['labels']),
       accuracy=tf.math.divide_no_nan(sums['correct'], sums['labels']),
+      labels=sums['labels'],
     )
 
   @tff.federated_computation(
@@ -76,6 +83,88 @@ def build_evaluation(
     return tff.federated_map(summarize, tff.federated_sum(sums))
 
   return evaluate
+
+
+class Evaluator:
+  """Evaluates all models of an algorithm on the test clients.
+
+  The clients are loaded and sent a few at a time, so that memory does not grow
+  with their number.
+  """
+
+  def __init__(
+    self,
+    pools: Sequence[pools_lib.Pool],
+    task: task_lib.Task,
+    examples_type: tff.Type,
+    *,
+    unlabelled: Optional[clients.UnlabelledData] = None,
+  ):
+    """Builds the computations.
+
+    Args:
+      pools: The pools.
+      task: The task with the test clients.
+      examples_type: TFF type of a client's examples.
+      unlabelled: Data on which the models are compared with each other;
+        without it, or with one pool, they are not.
+    """
+    self._test = task.test
+    self._evaluations = {
+      pool.name: build_evaluation(
+        pool.model, examples_type, task.preprocess, pad_id=task.pad_id
+      )
+      for pool in pools
+    }
+    self._agreement = None
+    if unlabelled is not None and len(pools) > 1:
+      self._x = unlabelled.x[:_AGREEMENT_EXAMPLES]
+      self._agreement = build_agreement(
+        [pool.model for pool in pools],
+        examples_type['x'],
+        task.preprocess,
+        pad_id=task.pad_id,
+      )
+
+  def evaluate(
+    self, models_weights: Mapping[str, models.Weights]
+  ) -> dict[str, float]:
+    """Returns the metrics of the pools' models.
+
+    Args:
+      models_weights: {pool: weights}.
+
+    Returns:
+      `eval/<pool>/loss` (nats) and `eval/<pool>/accuracy`, means over all test
+      labels; `exchange/agreement_top1`, `exchange/agreement_kl` and
+      `exchange/<pool>/entropy` on the first 1,000 unlabelled examples.
+    """
+    labels = 0.0
+    sums = collections.Counter()
+    ids = self._test.client_ids
+    for start in range(0, len(ids), _CLIENTS_AT_ONCE):
+      examples = clients.load_cohort(
+        self._test,
+        ids[start : start + _CLIENTS_AT_ONCE],
+        seed=0,
+        round_num=0,
+        pool='test',
+      )
+      for name, evaluate in self._evaluations.items():
+        result = evaluate(models_weights[name], examples)
+        for metric in ('loss', 'accuracy'):
+          sums[f'eval/{name}/{metric}'] += float(result[metric]) * float(
+            result['labels']
+          )
+      labels += float(result['labels'])
+    metrics = {name: value / labels for name, value in sums.items()}
+    if self._agreement is not None:
+      result = self._agreement(tuple(models_weights.values()), self._x)
+      for metric in ('agreement_top1', 'agreement_kl'):
+        metrics[f'exchange/{metric}'] = float(result[metric])
+      for name, entropy in zip(models_weights, result['entropy']):
+        metrics[f'exchange/{name}/entropy'] = float(entropy)
+    return metrics
 
 
 def build_agreement(
@@ -119,9 +208,7 @@ def build_agreement(
     return collections.OrderedDict(
       agreement_top1=tf.reduce_sum(same * mask) / len(pairs),
       agreement_kl=tf.reduce_sum(divergence * mask) / len(pairs),
-      entropy=tuple(
-        tf.reduce_sum(losses.entropy(z) * mask) for z in logits
-      ),
+      entropy=tuple(tf.reduce_sum(losses.entropy(z) * mask) for z in logits),
     )
 
   weights_type = tff.StructWithPythonType(
@@ -131,13 +218,15 @@ def build_agreement(
   @tf.function
   def compare(weights, x):
     total = tf.zeros([])
-    sums = sums_on(weights, x[:0], tf.zeros_like(_mask(x[:0], pad_id)))
+    sums = collections.OrderedDict(
+      agreement_top1=tf.zeros([]),
+      agreement_kl=tf.zeros([]),
+      entropy=tuple(tf.zeros([]) for _ in pool_models),
+    )
     for start in tf.range(0, tf.shape(x)[0], _BATCH_SIZE):
       batch = x[start : start + _BATCH_SIZE]
       mask = _mask(batch, pad_id)
-      sums = tf.nest.map_structure(
-        tf.add, sums, sums_on(weights, batch, mask)
-      )
+      sums = tf.nest.map_structure(tf.add, sums, sums_on(weights, batch, mask))
       total += tf.reduce_sum(mask)
     return tf.nest.map_structure(
       lambda value: tf.math.divide_no_nan(value, total), sums

@@ -58,9 +58,7 @@ def kl(
   student_logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float
 ) -> tf.Tensor:
   """Forward divergence KL(σ_T(teacher) ‖ σ_T(student)) in nats."""
-  teacher = tf.nn.log_softmax(teacher_logits / temperature)
-  student = tf.nn.log_softmax(student_logits / temperature)
-  return tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
+  return _divergence(student_logits / temperature, teacher_logits / temperature)
 
 
 @distillation_losses.register('cross_entropy')
@@ -68,9 +66,29 @@ def soft_cross_entropy(
   student_logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float
 ) -> tf.Tensor:
   """Cross-entropy with soft labels: `kl` plus the teacher's entropy."""
-  teacher = tf.nn.softmax(teacher_logits / temperature)
-  student = tf.nn.log_softmax(student_logits / temperature)
-  return -tf.reduce_sum(teacher * student, axis=-1)
+  return kl(student_logits, teacher_logits, temperature) + entropy(
+    teacher_logits / temperature
+  )
+
+
+@tf.custom_gradient
+def _divergence(student_logits: tf.Tensor, teacher_logits: tf.Tensor):
+  """Returns KL(σ(teacher) ‖ σ(student)) with the student's gradient only.
+
+  The gradient is written as the difference of two softmaxes, so that it is
+  exactly zero for equal logits; Adam would turn the rounding errors of the
+  derived one into steps of full size.
+  """
+  log_teacher = tf.nn.log_softmax(teacher_logits)
+  log_student = tf.nn.log_softmax(student_logits)
+  teacher = tf.nn.softmax(teacher_logits)
+
+  def gradient(upstream):
+    difference = tf.nn.softmax(student_logits) - teacher
+    return upstream[..., tf.newaxis] * difference, None
+
+  value = tf.reduce_sum(teacher * (log_teacher - log_student), axis=-1)
+  return value, gradient
 
 
 @distillation_losses.register('l2')

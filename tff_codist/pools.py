@@ -27,14 +27,25 @@ class Pool(NamedTuple):
   cohort_size: int
 
 
+def ranked(client_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
+  """Returns the clients in an order drawn by a hash of each id.
+
+  A client's place relative to another does not depend on who else there is.
+  """
+
+  def rank(client_id: str) -> bytes:
+    return hashlib.sha256(f'{seed}/{purpose}/{client_id}'.encode()).digest()
+
+  return sorted(client_ids, key=rank)
+
+
 def by_capacity(
   client_ids: Iterable[str], fraction: float, *, seed: int
 ) -> tuple[str, ...]:
   """Returns the clients whose capacity is in the highest `fraction`.
 
-  Capacity is drawn by a hash of seed and client id, so membership does not
-  depend on the other clients' order, and a smaller fraction gives a subset of
-  a larger one: P_L ⊂ P_S.
+  Capacity is drawn by a hash of seed and client id, and a smaller fraction
+  gives a subset of a larger one: P_L ⊂ P_S.
 
   Args:
     client_ids: All clients.
@@ -44,12 +55,8 @@ def by_capacity(
   Returns:
     The chosen ids, sorted.
   """
-
-  def capacity(client_id: str) -> bytes:
-    return hashlib.sha256(f'{seed}/capacity/{client_id}'.encode()).digest()
-
-  ranked = sorted(client_ids, key=capacity)
-  return tuple(sorted(ranked[: max(1, math.ceil(fraction * len(ranked)))]))
+  order = ranked(client_ids, seed=seed, purpose='capacity')
+  return tuple(sorted(order[: max(1, math.ceil(fraction * len(order)))]))
 
 
 def from_list(path: str, client_ids: Iterable[str]) -> tuple[str, ...]:

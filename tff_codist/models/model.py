@@ -123,8 +123,7 @@ def _check_layers(name: str, keras_model: tf.keras.Model) -> None:
   stateful = [
     layer.name
     for layer in layers
-    if layer.non_trainable_weights
-    or isinstance(layer, tf.keras.layers.Dropout)
+    if layer.non_trainable_weights or isinstance(layer, tf.keras.layers.Dropout)
   ]
   if stateful:
     raise errors.ConfigError(
@@ -135,8 +134,7 @@ def _check_layers(name: str, keras_model: tf.keras.Model) -> None:
   last = layers[-1]
   activation = getattr(last, 'activation', None)
   if isinstance(last, tf.keras.layers.Softmax) or (
-    activation is not None
-    and activation is not tf.keras.activations.linear
+    activation is not None and activation is not tf.keras.activations.linear
   ):
     raise errors.ConfigError(
       f'model {name!r} that ends in {last.name} with an activation',

@@ -1,8 +1,8 @@
 """Image classifiers that return logits, in families with width and depth.
 
-GroupNorm only: batch normalisation's moving statistics have no meaning when
-every client sees other data. All functions build a new Keras model at each
-call; wrap them in `Model`.
+Where there is normalisation it is GroupNorm: batch normalisation's moving
+statistics have no meaning when every client sees other data. All functions
+build a new Keras model at each call; wrap them in `Model`.
 """
 
 from collections.abc import Sequence
@@ -44,28 +44,35 @@ def cnn(
   num_classes: int,
   *,
   widths: Sequence[int],
+  dense: Sequence[int],
   depth: int = 1,
 ) -> tf.keras.Model:
-  """Builds a plain convolutional network with GroupNorm.
+  """Builds a plain convolutional network with ReLU, without normalisation.
 
-  Each stage is `depth` times (3x3 convolution, GroupNorm, ReLU) and then a 2x2
-  max pooling; global average pooling and a dense layer give the logits.
+  Each stage is `depth` 3x3 convolutions and a 2x2 max pooling; dense layers
+  follow. In the first hundred rounds of federated averaging on clients with
+  label skew it learns faster than networks with GroupNorm.
 
   Args:
     input_shape: `(height, width, channels)` of an image.
     num_classes: Length of the logits.
-    widths: Channels of each stage, multiples of 8.
+    widths: Channels of each stage.
+    dense: Units of each hidden dense layer.
     depth: Convolutions in a stage, at least 1.
   """
   layers = tf.keras.layers
-  inputs = layers.Input(tuple(input_shape))
-  x = inputs
+  keras_model = tf.keras.Sequential([layers.InputLayer(tuple(input_shape))])
   for width in widths:
     for _ in range(depth):
-      x = _normalize(layers.Conv2D(width, 3, padding='same', use_bias=False)(x))
-    x = layers.MaxPool2D()(x)
-  x = layers.GlobalAveragePooling2D()(x)
-  return tf.keras.Model(inputs, layers.Dense(num_classes)(x))
+      keras_model.add(
+        layers.Conv2D(width, 3, padding='same', activation='relu')
+      )
+    keras_model.add(layers.MaxPool2D())
+  keras_model.add(layers.Flatten())
+  for units in dense:
+    keras_model.add(layers.Dense(units, activation='relu'))
+  keras_model.add(layers.Dense(num_classes))
+  return keras_model
 
 
 def resnet(
@@ -114,9 +121,7 @@ def resnet(
   return tf.keras.Model(inputs, layers.Dense(num_classes)(x))
 
 
-def resnet18(
-  input_shape: Sequence[int], num_classes: int
-) -> tf.keras.Model:
+def resnet18(input_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
   """Builds TFF's ResNet-18 v2 with GroupNorm, ending in logits.
 
   The network of Reddi et al.'s CIFAR-100 task (11,227,812 weights for 24x24x3

@@ -1,0 +1,28 @@
+#!/usr/bin/env python3
+"""Evaluates the models of a run's newest checkpoint on the test clients."""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from tff_codist.program import command
+
+
+def main(argv):
+  parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+  parser.add_argument('--run_dir', required=True, help='folder of the run')
+  arguments = parser.parse_args(argv)
+
+  import tasks  # noqa: F401  Registers the tasks.
+  from tff_codist.program import training
+
+  round_num, metrics = training.evaluate(arguments.run_dir)
+  print(f'round {round_num}')
+  for name, value in metrics.items():
+    print(f'{name:<32} {value:.4f}')
+
+
+if __name__ == '__main__':
+  command.run(main)

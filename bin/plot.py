@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Draws the pictures of run folders and prints their table.
+
+One run: its pictures go into plots/ in the run folder, and its summary is
+printed. Several runs of one task: pictures that compare them, comparison.csv,
+and the table of the comparison over seeds. Loads no TensorFlow.
+
+  bin/plot.py --run_dir runs/a
+  bin/plot.py --run_dir runs/a --run_dir runs/b --out comparison
+"""
+
+import argparse
+import pathlib
+import sys
+
+# Runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from tff_codist import errors
+from tff_codist.reports import files
+from tff_codist.reports import plots
+from tff_codist.reports import runs
+from tff_codist.reports import tables
+
+
+def main() -> int:
+  """Draws, prints and returns the exit code."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--run_dir',
+    action='append',
+    required=True,
+    metavar='DIR',
+    help='a run folder of bin/train.py; give the flag again for more runs',
+  )
+  parser.add_argument(
+    '--out',
+    metavar='DIR',
+    help='where the pictures go; default: plots/ in the folder of a single '
+    'run, comparison/ in the current directory for several runs',
+  )
+  parser.add_argument(
+    '--last',
+    type=int,
+    default=5,
+    metavar='N',
+    help='evaluations in the mean accuracy of the table (default: 5)',
+  )
+  arguments = parser.parse_args()
+  try:
+    loaded = [runs.load_run(run_dir) for run_dir in arguments.run_dir]
+    # The table comes first: it refuses runs that cannot be compared.
+    if len(loaded) == 1:
+      table = tables.summary_table(loaded[0], last=arguments.last)
+      paths = plots.plot_run(loaded[0], arguments.out)
+    else:
+      table = tables.comparison_table(loaded, last=arguments.last)
+      out = pathlib.Path(arguments.out or 'comparison')
+      paths = plots.plot_comparison(loaded, out)
+      paths.append(out / 'comparison.csv')
+      text = tables.comparison_csv(loaded, last=arguments.last)
+      files.write_file(paths[-1], text.encode())
+  except errors.CodistError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+  print('\n'.join(map(str, paths)), end='\n\n')
+  print(table, end='')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,222 @@
+"""The three algorithms: reductions to each other and golden rounds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tff_codist import algorithm
+from tff_codist import codist  # noqa: F401
+from tff_codist import config as config_lib
+from tff_codist import errors
+from tff_codist.testing import conformance
+from tff_codist.testing import toys
+
+_BASE = config_lib.Config(
+  pools=config_lib.PoolsConfig(names=('a', 'b')),
+  client=config_lib.ClientConfig(batch_size=4),
+  distillation=config_lib.DistillationConfig(batch_size=8),
+  periodic=config_lib.PeriodicConfig(period=2, steps=3, learning_rate=0.01),
+  merged=config_lib.MergedConfig(
+    distillation_weight=(0.3,), steps=2, learning_rate=0.01
+  ),
+)
+
+
+def _config(name, pools=('a', 'b'), **groups):
+  config = dataclasses.replace(
+    _BASE,
+    algorithm=config_lib.AlgorithmConfig(name),
+    pools=config_lib.PoolsConfig(
+      names=pools, models=('small',), clients_fraction=(1.0,)
+    ),
+  )
+  for group, fields in groups.items():
+    changed = dataclasses.replace(getattr(config, group), **fields)
+    config = dataclasses.replace(config, **{group: changed})
+  return config
+
+
+def _build(setting, name, **groups):
+  pools = tuple(pool.name for pool in setting.pools)
+  config = _config(name, pools, **groups)
+  return algorithm.algorithms[name].build(setting, config)
+
+
+def _models_after(setting, rounds, name, **groups):
+  built = _build(setting, name, **groups)
+  state = conformance.run_rounds(built, setting, range(1, rounds + 1))
+  return dict(built.models(state))
+
+
+@pytest.mark.parametrize('check', conformance.PROPERTIES)
+@pytest.mark.parametrize(
+  'name', ['fed_avg', 'periodic_codist', 'merged_codist']
+)
+def test_conformance(stock, name, check):
+  check(lambda setting: _build(setting, name, server={'learning_rate': 0.05}))
+
+
+@pytest.mark.parametrize(
+  'name', ['fed_avg', 'periodic_codist', 'merged_codist']
+)
+def test_resume_is_bit_equal(stock, tmp_path, name):
+  conformance.check_resume_is_bit_equal(
+    lambda setting: _build(setting, name), tmp_path
+  )
+
+
+def test_merged_with_weight_zero_is_fed_avg(stock):
+  setting = toys.make_setting()
+  toys.assert_same(
+    _models_after(
+      setting, 3, 'merged_codist', merged={'distillation_weight': (0.0,)}
+    ),
+    _models_after(setting, 3, 'fed_avg'),
+  )
+
+
+def test_merged_during_warmup_is_fed_avg_and_differs_afterwards(stock):
+  setting = toys.make_setting()
+  warm = {'merged': {'warmup_rounds': 2}}
+  fed_avg = _models_after(setting, 2, 'fed_avg')
+  toys.assert_same(_models_after(setting, 2, 'merged_codist', **warm), fed_avg)
+  third = _models_after(setting, 3, 'merged_codist', **warm)
+  plain = _models_after(setting, 3, 'fed_avg')
+  for pool in ('a', 'b'):
+    assert not np.array_equal(third[pool][0], plain[pool][0])
+
+
+def test_weight_of_one_pool_leaves_the_other_alone(stock):
+  setting = toys.make_setting()
+  merged = _models_after(
+    setting, 1, 'merged_codist', merged={'distillation_weight': (0.0, 0.5)}
+  )
+  plain = _models_after(setting, 1, 'fed_avg')
+  toys.assert_same(merged['a'], plain['a'])
+  assert not np.array_equal(merged['b'][0], plain['b'][0])
+
+
+@pytest.mark.parametrize('fields', [{'period': 4}, {'steps': 0}])
+def test_periodic_that_never_distils_is_fed_avg(stock, fields):
+  setting = toys.make_setting()
+  toys.assert_same(
+    _models_after(setting, 3, 'periodic_codist', periodic=fields),
+    _models_after(setting, 3, 'fed_avg'),
+  )
+
+
+def test_one_pool_is_fed_avg(stock):
+  setting = toys.make_setting(('small',))
+  fed_avg = _models_after(setting, 2, 'fed_avg')
+  for name in ('periodic_codist', 'merged_codist'):
+    toys.assert_same(_models_after(setting, 2, name), fed_avg)
+
+
+def test_pools_of_fed_avg_do_not_influence_each_other(stock):
+  both = _models_after(toys.make_setting(), 2, 'fed_avg')
+  alone = _models_after(toys.make_setting(('small',)), 2, 'fed_avg')
+  toys.assert_same(both['a'], alone['a'])
+
+
+def test_distillation_only_does_not_depend_on_clients(stock):
+  # α = 1: the trajectory is U's alone, whatever the clients send.
+  setting = toys.make_setting()
+  built = _build(
+    setting, 'merged_codist', merged={'distillation_weight': (1.0,)}
+  )
+  state = built.initialize(1)
+  one, _ = built.next(state, toys.load_cohorts(setting, 1), 1)
+  other, _ = built.next(state, toys.load_cohorts(setting, 7), 1)
+  toys.assert_same(dict(built.models(one)), dict(built.models(other)))
+
+
+def test_merged_step_with_plain_sgd_subtracts_both(stock):
+  # Rate 2 and α = 1/2: θ − g − d exactly, in one server step.
+  setting = toys.make_setting()
+  sgd = {'optimizer': 'fedavg', 'learning_rate': 2.0}
+  merged = _models_after(
+    setting,
+    1,
+    'merged_codist',
+    server=sgd,
+    merged={'distillation_weight': (0.5,)},
+  )
+  plain = {'optimizer': 'fedavg', 'learning_rate': 1.0}
+  start = _build(setting, 'fed_avg').initialize(1)
+  only_g = _models_after(setting, 1, 'fed_avg', server=plain)
+  only_d = _models_after(
+    setting,
+    1,
+    'merged_codist',
+    server=plain,
+    merged={'distillation_weight': (1.0,)},
+  )
+  for pool in ('a', 'b'):
+    for m, g, d, x in zip(
+      merged[pool], only_g[pool], only_d[pool], start[pool].weights
+    ):
+      np.testing.assert_allclose(m, g + d - x, atol=1e-6)
+
+
+def test_order_of_pools_does_not_matter(stock):
+  # Both students of an exchange see the teachers from before it.
+  setting = toys.make_setting()
+  swapped = setting._replace(pools=setting.pools[::-1])
+  for name in ('periodic_codist', 'merged_codist'):
+    built, other = _build(setting, name), _build(swapped, name)
+    state = built.initialize(1)
+    reordered = type(state)(
+      (pool.name, state[pool.name]) for pool in swapped.pools
+    )
+    for round_num in (1, 2):
+      cohorts = toys.load_cohorts(setting, round_num)
+      state, _ = built.next(state, cohorts, round_num)
+      reordered, _ = other.next(reordered, cohorts, round_num)
+    for pool in ('a', 'b'):
+      toys.assert_same(built.models(state)[pool], other.models(reordered)[pool])
+
+
+def test_periodic_replaces_the_model_and_keeps_the_server_optimizer(stock):
+  setting = toys.make_setting()
+  built = _build(setting, 'periodic_codist')
+  state = conformance.run_rounds(built, setting, range(1, 2))
+  cohorts = toys.load_cohorts(setting, 2)
+  after, metrics = built.next(state, cohorts, 2)
+  plain = _build(setting, 'fed_avg')
+  expected, _ = plain.next(
+    type(state)(
+      (name, pool._replace(distillation_optimizer=()))
+      for name, pool in state.items()
+    ),
+    cohorts,
+    2,
+  )
+  for name in ('a', 'b'):
+    toys.assert_same(
+      after[name].server_optimizer, expected[name].server_optimizer
+    )
+    assert not np.array_equal(after[name].weights[0], expected[name].weights[0])
+  assert metrics['exchange/a/distillation_loss'] > 0
+
+
+def test_equal_models_teach_each_other_nothing(stock):
+  # Same architecture and weights: the gradient is zero, not only small.
+  setting = toys.make_setting(('large', 'large'))
+  built = _build(setting, 'merged_codist')
+  state = built.initialize(1)
+  state['b'] = state['b']._replace(weights=state['a'].weights)
+  _, metrics = built.next(state, toys.load_cohorts(setting, 1), 1)
+  assert metrics['exchange/a/distillation_norm'] == 0
+  assert metrics['exchange/b/distillation_norm'] == 0
+
+
+def test_pools_start_from_different_weights(stock):
+  state = _build(toys.make_setting(('large', 'large')), 'fed_avg').initialize(1)
+  assert not np.array_equal(state['a'].weights[0], state['b'].weights[0])
+
+
+@pytest.mark.parametrize('name', ['periodic_codist', 'merged_codist'])
+def test_distillation_data_is_required(name):
+  with pytest.raises(errors.ConfigError, match='unlabelled examples'):
+    _build(toys.make_setting(unlabelled=False), name)

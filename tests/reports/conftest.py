@@ -1,0 +1,81 @@
+"""Run folders written by hand."""
+
+import csv
+import json
+
+import pytest
+
+
+@pytest.fixture
+def write_run(tmp_path):
+  """Returns a function that writes a run folder and returns its path."""
+
+  def write(
+    name='run',
+    *,
+    accuracies=None,
+    rounds=(0, 10, 20),
+    algorithm='fed_avg',
+    seed=1,
+    task='digits',
+    metrics=None,
+    config=None,
+    clients=None,
+    num_classes=2,
+    done=True,
+  ):
+    """Writes one run.
+
+    Args:
+      name: Name of the folder.
+      accuracies: By pool, the accuracy in each of `rounds`.
+      rounds: The rounds of the evaluations.
+      algorithm: Name of the algorithm.
+      seed: The seed.
+      task: Name of the task.
+      metrics: More columns, by name the values by round.
+      config: More fields of config.json.
+      clients: By pool, the label counts by client; None is one client each.
+      num_classes: Number of labels.
+      done: Whether the run has finished.
+    """
+    accuracies = accuracies or {'small': [0.5, 0.6, 0.7]}
+    folder = tmp_path / name
+    folder.mkdir()
+    columns = {
+      f'eval/{pool}/accuracy': dict(zip(rounds, values))
+      for pool, values in accuracies.items()
+    }
+    columns.update(metrics or {})
+    all_rounds = sorted({r for values in columns.values() for r in values})
+    with open(folder / 'metrics.csv', 'w', newline='') as file:
+      writer = csv.writer(file)
+      writer.writerow(['round', *columns])
+      for round_num in all_rounds:
+        cells = [values.get(round_num, '') for values in columns.values()]
+        writer.writerow([round_num, *cells])
+    tree = {
+      'task': {'name': task},
+      'algorithm': {'name': algorithm},
+      'pools': {'names': list(accuracies)},
+      'seed': seed,
+      **(config or {}),
+    }
+    (folder / 'config.json').write_text(json.dumps(tree, indent=2))
+    pools = {
+      pool: {
+        'model': f'cnn_{pool}',
+        'num_parameters': 1234567,
+        'cohort_size': 1,
+        'clients': (clients or {}).get(pool, {'a': [1] * num_classes}),
+      }
+      for pool in accuracies
+    }
+    (folder / 'pools.json').write_text(
+      json.dumps({'num_classes': num_classes, 'pools': pools})
+    )
+    if done:
+      (folder / 'DONE').touch()
+    return folder
+
+  return write

@@ -1,0 +1,78 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_COMMAND = pathlib.Path(__file__).parents[2] / 'bin' / 'plot.py'
+
+
+@pytest.fixture
+def plot(tmp_path):
+  """Returns a function that runs bin/plot.py in an empty directory."""
+  (tmp_path / 'here').mkdir()
+
+  def run(*arguments):
+    return subprocess.run(
+      [sys.executable, str(_COMMAND), *map(str, arguments)],
+      cwd=tmp_path / 'here',
+      capture_output=True,
+      text=True,
+    )
+
+  return run
+
+
+def test_plot_one_run_prints_its_pictures_and_summary(plot, write_run):
+  folder = write_run()
+  done = plot('--run_dir', folder)
+  assert (done.returncode, done.stderr) == (0, '')
+  lines = done.stdout.splitlines()
+  assert lines[:2] == [
+    str(folder / 'plots' / 'accuracy.png'),
+    str(folder / 'plots' / 'pools.png'),
+  ]
+  assert all(pathlib.Path(line).exists() for line in lines[:2])
+  assert 'accuracy, mean of last 2       65.00%' in lines
+
+
+def test_plot_several_runs_compares_them(plot, write_run, tmp_path):
+  folders = write_run('a'), write_run('b', algorithm='merged_codist')
+  done = plot('--run_dir', folders[0], '--run_dir', folders[1], '--last', '1')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout.splitlines()[:3] == [
+    'comparison/accuracy.png',
+    'comparison/comparison.csv',
+    '',
+  ]
+  assert (tmp_path / 'here' / 'comparison' / 'accuracy.png').exists()
+  assert 'at the last evaluation' in done.stdout
+  # The runs' own folders stay as they were.
+  assert not (folders[0] / 'plots').exists()
+
+
+def test_plot_says_in_one_line_what_is_wrong(plot, write_run, tmp_path):
+  torn = write_run('torn')
+  (torn / 'metrics.csv').write_text('round,eval/small/accuracy\n0,0.')
+  run, other = write_run('a'), write_run('b', task='cifar100')
+  for arguments, message in (
+    (['--run_dir', tmp_path / 'nowhere'], 'no folder'),
+    (['--run_dir', torn], 'metrics.csv, line 2: a torn line'),
+    (['--run_dir', run, '--run_dir', other], 'runs of different tasks'),
+  ):
+    done = plot(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ''
+    assert done.stderr.startswith('error: Found ')
+    assert message in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+def test_plot_that_cannot_write_ends_with_exit_code_1(
+  plot, write_run, tmp_path
+):
+  (tmp_path / 'file').touch()
+  done = plot('--run_dir', write_run(), '--out', tmp_path / 'file')
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: Found ')
+  assert done.stderr.count('\n') == 1

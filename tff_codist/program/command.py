@@ -1,0 +1,42 @@
+"""How a command ends: errors as one line, and the exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import tff_codist
+from tff_codist import errors
+from tff_codist.program import stopping
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+  """Runs a command and exits: 0 done, 1 failed, 2 bad input, 3 environment.
+
+  A `CodistError` becomes one line on standard error. A run that a signal
+  stopped ends with 128 plus the signal's number.
+
+  Args:
+    main: Takes the arguments without the program's name. It imports what needs
+      TensorFlow Federated itself, after the check that it is there.
+  """
+  # TensorFlow 2.14 logs missing CUDA plug-ins as errors at every start.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  code = 0
+  try:
+    tff_codist.check_installation()
+    main(sys.argv[1:])
+  except errors.CodistError as error:
+    print(f'error: {error}', file=sys.stderr)
+    code = error.exit_code
+  except stopping.StopRequested as stopped:
+    print(
+      'Stopped, with a checkpoint; the same command goes on from there.',
+      file=sys.stderr,
+    )
+    code = 128 + stopped.signum
+  except Exception:
+    traceback.print_exc()
+    code = 1
+  sys.exit(code)

@@ -1,0 +1,196 @@
+"""The folder of one run: what it belongs to and whether it is finished."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import numpy as np
+
+from tff_codist import config as config_lib
+from tff_codist import errors
+from tff_codist import experiment as experiment_lib
+from tff_codist import files
+
+_PACKAGES = (
+  'tensorflow',
+  'tensorflow-federated',
+  'keras',
+  'numpy',
+  'jax',
+  'tff-codist',
+)
+
+
+class RunFolder:
+  """Paths and markers of a run.
+
+  Attributes:
+    path: The folder.
+    checkpoints: Folder of the checkpoints.
+    metrics: The CSV file of the metrics.
+    events: Folder of the TensorBoard events.
+    models: Folder of the final Keras models.
+  """
+
+  def __init__(self, path: os.PathLike):
+    """Names a folder; nothing is read or written."""
+    self.path = pathlib.Path(path)
+    self.checkpoints = self.path / 'checkpoints'
+    self.metrics = self.path / 'metrics.csv'
+    self.events = self.path / 'events'
+    self.models = self.path / 'models'
+    self._config = self.path / 'config.json'
+    self._done = self.path / 'DONE'
+    self._failed = self.path / 'FAILED.txt'
+
+  @property
+  def is_done(self) -> bool:
+    """Whether the run has finished."""
+    return self._done.exists()
+
+  def read_config(self) -> config_lib.Config:
+    """Returns the run's configuration.
+
+    Raises:
+      RunFolderError: If the folder holds no run.
+      ConfigError: If the run is of another version of the package.
+    """
+    if not self._config.exists():
+      raise errors.RunFolderError(
+        f'no config.json in {self.path}',
+        expected='the folder of a run',
+        fix='give the --run_dir of a run that bin/train.py made',
+      )
+    return config_lib.from_json(self._config.read_text())
+
+  def check(self, config: config_lib.Config) -> None:
+    """Checks that a configuration may be run, or resumed, in this folder.
+
+    Raises:
+      RunFolderError: If the folder belongs to another configuration, or holds
+        other files.
+    """
+    if not self._config.exists():
+      if self.path.exists() and (
+        not self.path.is_dir() or any(self.path.iterdir())
+      ):
+        raise errors.RunFolderError(
+          f'{self.path}, which holds something else than a run',
+          expected='a new or empty folder, or the folder of this run',
+          fix='choose another --run_dir',
+        )
+      return
+    different = config_lib.differences(self.read_config(), config)
+    if different:
+      fields = '; '.join(
+        f'{name}: {theirs!r} there, {ours!r} now'
+        for name, (theirs, ours) in different.items()
+      )
+      raise errors.RunFolderError(
+        f'a run with another configuration in {self.path} ({fields})',
+        expected='the same configuration, to resume it',
+        fix='choose another --run_dir or leave those fields as they are there',
+      )
+
+  def start(
+    self, experiment: experiment_lib.Experiment, *, command: str
+  ) -> None:
+    """Writes what the run is, unless it is there from before.
+
+    Args:
+      experiment: The experiment.
+      command: The command line.
+
+    Raises:
+      StorageError: If the folder cannot be written.
+    """
+    self._failed.unlink(missing_ok=True)
+    if self._config.exists():
+      return
+    files.write(self.path / 'environment.json', _to_json(_environment(command)))
+    files.write(self.path / 'pools.json', _to_json(_membership(experiment)))
+    files.write(self._config, config_lib.to_json(experiment.config).encode())
+
+  def finish(self) -> None:
+    """Marks the run as finished."""
+    files.write(self._done, f'{_now()}\n'.encode())
+
+  def fail(self, report: str) -> None:
+    """Marks the run as failed and keeps the report."""
+    files.write(self._failed, f'{_now()}\n{report}\n'.encode())
+
+
+def _to_json(value: object) -> bytes:
+  return (json.dumps(value, indent=1) + '\n').encode()
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.timezone.utc).isoformat()
+
+
+def _environment(command: str) -> dict[str, object]:
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = None
+  return {
+    'command': command,
+    'started': _now(),
+    'python': sys.version,
+    'platform': platform.platform(),
+    'cpus': os.cpu_count(),
+    'packages': versions,
+    'commit': _commit(),
+  }
+
+
+def _commit() -> str:
+  """Returns the commit of a clone, '' for an installed package."""
+  try:
+    return subprocess.run(
+      ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return ''
+
+
+def _membership(experiment: experiment_lib.Experiment) -> dict[str, object]:
+  """Returns who is in which pool, with each client's examples per label."""
+  num_classes = experiment.task.num_classes
+  counts = {}
+  for pool in experiment.pools:
+    for client_id in set(pool.client_ids) - set(counts):
+      labels = experiment.train.load(client_id)['y']
+      counts[client_id] = np.bincount(
+        labels.ravel(), minlength=num_classes
+      ).tolist()
+  return {
+    'num_classes': num_classes,
+    'pools': {
+      pool.name: {
+        'model': pool.model.name,
+        'num_parameters': pool.model.num_parameters,
+        'cohort_size': pool.cohort_size,
+        'clients': {
+          client_id: counts[client_id] for client_id in pool.client_ids
+        },
+      }
+      for pool in experiment.pools
+    },
+    'distillation_clients': list(experiment.distillation_clients),
+    'distillation_examples': (
+      0 if experiment.unlabelled is None else len(experiment.unlabelled.x)
+    ),
+  }

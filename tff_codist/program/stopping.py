@@ -1,0 +1,56 @@
+"""Ending a run on Ctrl-C or SIGTERM without losing its last round."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+class StopRequested(BaseException):
+  """Raised inside a round that may be given up.
+
+  Attributes:
+    signum: The signal.
+  """
+
+  def __init__(self, signum: int):
+    super().__init__(signum)
+    self.signum = signum
+
+
+class StopOnSignal(contextlib.AbstractContextManager):
+  """Turns SIGINT and SIGTERM into `StopRequested` at points that allow it.
+
+  A signal ends a round at once, since the state before it is a value that is
+  still there; while files are written it waits until they are.
+  """
+
+  _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+  def __enter__(self) -> 'StopOnSignal':
+    self._requested: int = 0
+    self._is_interruptible = False
+    self._previous = {
+      signum: signal.signal(signum, self._handle) for signum in self._SIGNALS
+    }
+    return self
+
+  def __exit__(self, *unused_exc_info) -> None:
+    for signum, handler in self._previous.items():
+      signal.signal(signum, handler)
+
+  @contextlib.contextmanager
+  def interruptible(self) -> Iterator[None]:
+    """Marks work that a signal may end, also one that has already come."""
+    self._is_interruptible = True
+    try:
+      if self._requested:
+        raise StopRequested(self._requested)
+      yield
+    finally:
+      self._is_interruptible = False
+
+  def _handle(self, signum, unused_frame) -> None:
+    self._requested = signum
+    if self._is_interruptible:
+      self._is_interruptible = False
+      raise StopRequested(signum)

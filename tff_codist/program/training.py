@@ -1,0 +1,198 @@
+"""The training loop: rounds, evaluation, records, checkpoints, resume."""
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+import traceback
+
+import numpy as np
+
+from tff_codist import clients
+from tff_codist import config as config_lib
+from tff_codist import errors
+from tff_codist import evaluation
+from tff_codist import experiment as experiment_lib
+from tff_codist import files
+from tff_codist import runtime
+from tff_codist.program import checkpoints
+from tff_codist.program import costs
+from tff_codist.program import recorders
+from tff_codist.program import run_folder as run_folder_lib
+from tff_codist.program import stopping
+
+
+def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
+  """Trains in a run folder, from its last checkpoint if it has one.
+
+  The folder's files are described in the README. SIGINT and SIGTERM end the
+  current round, write a checkpoint and raise `StopRequested`; the same call
+  later goes on from there, bit-equal to a run that was never stopped.
+
+  Args:
+    config: The configuration.
+    run_dir: The run folder; new, empty, or of a run with the same
+      configuration.
+
+  Raises:
+    ConfigError: If the configuration cannot be run; nothing is written.
+    DataError: If data is missing or corrupt; nothing is written.
+    RunFolderError: If the folder is not this run's; nothing is written.
+    CheckpointError: If there are checkpoints and none is intact.
+    NonFiniteModelError: If a model is not finite any more.
+    StopRequested: After SIGINT or SIGTERM.
+  """
+  folder = run_folder_lib.RunFolder(run_dir)
+  folder.check(config)
+  if folder.is_done:
+    return
+  with stopping.StopOnSignal() as stop:
+    with stop.interruptible():
+      experiment = experiment_lib.build_experiment(config)
+    folder.start(experiment, command=shlex.join(sys.argv))
+    try:
+      with runtime.install(config.runtime.name):
+        _run_rounds(experiment, folder, stop)
+    except stopping.StopRequested:
+      raise
+    except Exception:
+      folder.fail(traceback.format_exc())
+      raise
+    folder.finish()
+
+
+def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
+  """Evaluates the models of a run's newest intact checkpoint.
+
+  Args:
+    run_dir: The run folder.
+
+  Returns:
+    The checkpoint's round, and the metrics of `Evaluator.evaluate`.
+
+  Raises:
+    RunFolderError: If the folder holds no run, or no checkpoint yet.
+    CheckpointError: If no checkpoint is intact.
+  """
+  folder = run_folder_lib.RunFolder(run_dir)
+  config = folder.read_config()
+  experiment = experiment_lib.build_experiment(config)
+  with runtime.install(config.runtime.name):
+    state, round_num = asyncio.run(
+      _checkpoint_manager(folder, config).load_latest(
+        experiment.algorithm.initialize(config.seed)
+      )
+    )
+    if state is None:
+      raise errors.RunFolderError(
+        f'no checkpoint in {folder.path}',
+        expected='a run with at least one checkpoint',
+        fix='start the run again with the command in environment.json',
+      )
+    models_weights = experiment.algorithm.models(state)
+    return round_num, _evaluator(experiment).evaluate(models_weights)
+
+
+def _run_rounds(
+  experiment: experiment_lib.Experiment,
+  folder: run_folder_lib.RunFolder,
+  stop: stopping.StopOnSignal,
+) -> None:
+  config, algorithm = experiment.config, experiment.algorithm
+  program = config.program
+  with stop.interruptible():
+    state = algorithm.initialize(config.seed)
+  checkpoint_manager = _checkpoint_manager(folder, config)
+  saved, last_round = asyncio.run(checkpoint_manager.load_latest(state))
+  state = state if saved is None else saved
+
+  evaluator = _evaluator(experiment)
+  progress = recorders.ProgressBar(
+    config.pools.names, rounds=program.rounds, initial=last_round
+  )
+  recorder = recorders.build_recorder(folder, progress)
+  loader = clients.CohortLoader(
+    experiment.train, experiment.pools, seed=config.seed
+  )
+  round_costs = costs.round_costs(experiment.pools)
+
+  def save() -> None:
+    versions = asyncio.run(checkpoint_manager.get_versions()) or ()
+    if last_round not in versions:
+      asyncio.run(checkpoint_manager.save(state, last_round))
+
+  try:
+    if saved is None:
+      with stop.interruptible():
+        metrics = _evaluate(evaluator, algorithm.models(state))
+      asyncio.run(recorder.release(metrics, 0))
+    for round_num in range(last_round + 1, program.rounds + 1):
+      is_last = round_num == program.rounds
+      with stop.interruptible():
+        started = time.monotonic()
+        cohorts = loader.load(round_num)
+        new_state, metrics = algorithm.next(state, cohorts, round_num)
+        metrics = {**metrics, **round_costs}
+        metrics['time/round_seconds'] = time.monotonic() - started
+        if is_last or round_num % program.rounds_per_evaluation == 0:
+          metrics |= _evaluate(evaluator, algorithm.models(new_state))
+      _check_finite(algorithm.models(new_state), round_num)
+      asyncio.run(recorder.release(metrics, round_num))
+      state, last_round = new_state, round_num
+      if is_last or round_num % program.rounds_per_checkpoint == 0:
+        save()
+  except stopping.StopRequested:
+    save()
+    raise
+  finally:
+    loader.close()
+    progress.close()
+  for pool in experiment.pools:
+    _save_model(pool, algorithm.models(state)[pool.name], folder)
+
+
+def _checkpoint_manager(
+  folder: run_folder_lib.RunFolder, config: config_lib.Config
+) -> checkpoints.CheckpointManager:
+  return checkpoints.CheckpointManager(
+    folder.checkpoints, keep=config.program.checkpoints_kept
+  )
+
+
+def _evaluator(
+  experiment: experiment_lib.Experiment,
+) -> evaluation.Evaluator:
+  return evaluation.Evaluator(
+    experiment.pools,
+    experiment.task,
+    experiment.examples_type,
+    unlabelled=experiment.unlabelled,
+  )
+
+
+def _evaluate(evaluator, models_weights) -> dict[str, float]:
+  started = time.monotonic()
+  metrics = evaluator.evaluate(models_weights)
+  metrics['time/evaluation_seconds'] = time.monotonic() - started
+  return metrics
+
+
+def _check_finite(models_weights, round_num: int) -> None:
+  for name, weights in models_weights.items():
+    if not all(np.isfinite(w).all() for w in weights):
+      raise errors.NonFiniteModelError(
+        f'model {name!r} with values that are not finite after round '
+        f'{round_num}',
+        expected='finite weights',
+        fix='lower the learning rates of client, server or distillation',
+      )
+
+
+def _save_model(pool, weights, folder: run_folder_lib.RunFolder) -> None:
+  """Saves a pool's final model as Keras's own file."""
+  folder.models.mkdir(exist_ok=True)
+  temporary = folder.models / f'.{pool.name}.keras'
+  pool.model.to_keras(weights).save(temporary, save_format='keras')
+  files.write(folder.models / f'{pool.name}.keras', temporary.read_bytes())
+  temporary.unlink()

@@ -1,0 +1,23 @@
+"""Tables and plots of finished and running experiments.
+
+Reads run folders and nothing else. TensorFlow is never imported: a table takes
+a second, also beside a training that has taken the machine.
+"""
+
+from tff_codist.reports.plots import plot_comparison
+from tff_codist.reports.plots import plot_run
+from tff_codist.reports.runs import Run
+from tff_codist.reports.runs import load_run
+from tff_codist.reports.tables import comparison_csv
+from tff_codist.reports.tables import comparison_table
+from tff_codist.reports.tables import summary_table
+
+__all__ = [
+  'Run',
+  'comparison_csv',
+  'comparison_table',
+  'load_run',
+  'plot_comparison',
+  'plot_run',
+  'summary_table',
+]

@@ -1,0 +1,73 @@
+"""Runtimes: TFF execution contexts, chosen by name.
+
+`install` makes one of them TFF's default context; nothing else in the package
+knows which one runs. Importing this module starts nothing and does not import
+TensorFlow.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tff_codist import errors
+
+
+def _create_stock(**options):
+  from tff_codist.runtime import stock
+
+  return stock.StockContext(**options)
+
+
+# A new runtime is one line here.
+_FACTORIES: dict[str, Callable[..., Any]] = {
+  'stock': _create_stock,
+}
+
+_installed: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+
+def names() -> tuple[str, ...]:
+  """Returns the names that `install` accepts, sorted."""
+  return tuple(sorted(_FACTORIES))
+
+
+def install(name: str, **options):
+  """Makes the named runtime TFF's default context and returns it.
+
+  A second call with the same name and options returns the context that is
+  already running. TFF keeps its default context per thread: a thread that
+  invokes computations calls `install` itself, and shares the running one.
+
+  Args:
+    name: One of `names()`.
+    **options: Keyword arguments of the runtime's context class; for `stock`
+      those of `stock.StockContext`.
+
+  Returns:
+    A `tff.framework.SyncContext` with `close()`, also usable in a `with`
+    statement, which closes it at its end.
+
+  Raises:
+    UnknownNameError: If there is no runtime of that name.
+    ConfigError: If the runtime is already running with other options.
+    WorkerError: If the runtime cannot start.
+
+  Example:
+    >>> with runtime.install('stock'):
+    ...   total = sum_over_clients([1, 2, 3])
+  """
+  if name not in _FACTORIES:
+    raise errors.UnknownNameError('runtime', name, names())
+  import tensorflow_federated as tff
+
+  context, running_options = _installed.get(name, (None, None))
+  if context is None or context.closed:
+    context = _FACTORIES[name](**options)
+    _installed[name] = (context, options)
+  elif options != running_options:
+    raise errors.ConfigError(
+      f'runtime {name!r} running with options {running_options}',
+      expected=f'the options asked for, {options}',
+      fix='close the running context first, or install it with its options',
+    )
+  tff.framework.set_default_context(context)
+  return context

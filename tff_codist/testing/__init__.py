@@ -1,0 +1,1 @@
+"""Properties that every algorithm must have, and small things to test on."""
