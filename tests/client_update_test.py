@@ -24,12 +24,12 @@ def _examples_type():
   return client_update.examples_type(toys.make_examples(1))
 
 
-def _build(model, preprocess=toys.preprocess, aggregator=None, **fields):
+def _build(model, *, aggregator=None, aggregator_name='mean', **fields):
   return client_update.build_client_update(
     model,
     _examples_type(),
-    preprocess,
-    config.ClientConfig(**fields),
+    toys.preprocess,
+    config.ClientConfig(aggregator=aggregator_name, **fields),
     aggregator=aggregator,
   )
 
@@ -147,12 +147,13 @@ def test_epoch_passes_over_every_example_once_with_a_partial_batch(
   weights = linear.initialize(0)
   work(weights, toys.seeded(examples))
   assert [len(values) for values, _ in seen] == [3, 3, 1, 3, 3, 1]
-  epochs = [
-    np.concatenate([v for v, _ in part]) for part in (seen[:3], seen[3:])
+  orders = [
+    np.concatenate([values for values, _ in epoch])
+    for epoch in (seen[:3], seen[3:])
   ]
-  for order in epochs:
+  for order in orders:
     np.testing.assert_array_equal(np.sort(order), np.sort(examples['x'][:, 0]))
-  assert not np.array_equal(*epochs)
+  assert not np.array_equal(*orders)
   # Every batch has augmentation randomness of its own.
   assert len({seed for _, seed in seen}) == 6
 
@@ -231,16 +232,7 @@ def test_padding_does_not_count():
 @pytest.mark.parametrize('name', client_update.aggregators.names())
 def test_named_aggregators_run(linear, stock, name):
   weights = linear.initialize(0)
-  update = (
-    _build(linear, aggregator=None, **{'aggregator_name': name})
-    if (False)
-    else client_update.build_client_update(
-      linear,
-      _examples_type(),
-      toys.preprocess,
-      config.ClientConfig(aggregator=name),
-    )
-  )
+  update = _build(linear, aggregator_name=name)
   state = update.initialize()
   result = update.next(state, weights, [toys.seeded(toys.make_examples(5))])
   tf.nest.assert_same_structure(result['state'], state)
@@ -259,8 +251,8 @@ def test_any_tff_factory_plugs_in(linear, stock):
 
 
 def test_unknown_aggregator_is_named(linear):
-  with pytest.raises(errors.UnknownNameError, match='mean'):
-    _build(linear, **{}) if False else client_update.aggregators['men']
+  with pytest.raises(errors.UnknownNameError, match="use 'mean'"):
+    _build(linear, aggregator_name='meen')
 
 
 def test_examples_type_of_images_and_sequences():

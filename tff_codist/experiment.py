@@ -15,6 +15,7 @@ from tff_codist import losses
 from tff_codist import models
 from tff_codist import pools as pools_lib
 from tff_codist import registry
+from tff_codist import runtime
 from tff_codist import server_update
 from tff_codist import task as task_lib
 
@@ -60,6 +61,7 @@ def check_names(config: config_lib.Config) -> None:
   )
   for table, name in named:
     table[name]
+  runtime.check(config.runtime.name)
   server_update.build_server_optimizer(config.server)
 
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import tff_codist
 from tff_codist import errors
+from tff_codist import runtime
 from tff_codist.program import stopping
 
 
@@ -39,4 +40,6 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
   except Exception:
     traceback.print_exc()
     code = 1
+  if 'tensorflow_federated' in sys.modules:
+    runtime.uninstall()
   sys.exit(code)

@@ -30,6 +30,12 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(_FACTORIES))
 
 
+def check(name: str) -> None:
+  """Raises `UnknownNameError` if there is no runtime of that name."""
+  if name not in _FACTORIES:
+    raise errors.UnknownNameError('runtime', name, names())
+
+
 def install(name: str, **options):
   """Makes the named runtime TFF's default context and returns it.
 
@@ -55,8 +61,7 @@ def install(name: str, **options):
     >>> with runtime.install('stock'):
     ...   total = sum_over_clients([1, 2, 3])
   """
-  if name not in _FACTORIES:
-    raise errors.UnknownNameError('runtime', name, names())
+  check(name)
   import tensorflow_federated as tff
 
   context, running_options = _installed.get(name, (None, None))
@@ -71,3 +76,24 @@ def install(name: str, **options):
     )
   tff.framework.set_default_context(context)
   return context
+
+
+def uninstall() -> None:
+  """Takes every context away from TFF, also the one it makes when imported.
+
+  TFF's own default context prints a traceback when Python ends without having
+  replaced it.
+  """
+  import tensorflow_federated as tff
+
+  class NoRuntime(tff.framework.SyncContext):
+    """Refuses every computation."""
+
+    def invoke(self, comp, arg):
+      raise errors.EnvironmentSetupError(
+        'a federated computation without a runtime',
+        expected=f'one of {", ".join(names())}',
+        fix="call tff_codist.runtime.install('stock') first",
+      )
+
+  tff.framework.set_default_context(NoRuntime())

@@ -1,0 +1,112 @@
+"""Wrong input: one clear sentence, exit code 2, nothing written."""
+
+import pytest
+
+import tasks  # noqa: F401
+from tff_codist import errors
+from tff_codist.program import command_line
+from tff_codist.program import training
+
+
+def _train(tmp_path, *flags):
+  """Does what bin/train.py does up to the first round."""
+  run_dir = tmp_path / 'run'
+  arguments = command_line.parse(
+    [*flags, f'--run_dir={run_dir}'], description=''
+  )
+  training.train(arguments.config, arguments.run_dir)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--preset', 'digit'], "use 'digits'"),
+    (['--task.name', 'cifar10'], "use 'cifar100'"),
+    (['--algorithm.name', 'merged'], "use 'merged_codist'"),
+    (['--pools.models', 'small', 'larg'], "use 'large'"),
+    (['--distillation.loss', 'kll'], "use 'kl'"),
+    (['--server.optimizer', 'fed_adam'], "use 'fedadam'"),
+    (['--client.aggregator', 'means'], "use 'mean'"),
+    (['--runtime.name', 'stok'], "use 'stock'"),
+    (['--server.learning_rat', '1'], "use '--server.learning_rate'"),
+    (['--merged.distillation_weight', '1.5'], r'numbers in \[0, 1\]'),
+    (['--distillation.temperature', '0'], 'above 0'),
+    (['--client.learning_rate', '-1'], 'above 0'),
+    (['--client.learning_rate', 'fast'], 'invalid float'),
+    (
+      ['--algorithm.name', 'periodic_codist', '--periodic.period', '0'],
+      'above 0',
+    ),
+    (['--merged.steps', '0'], 'above 0'),
+    (['--pools.cohort_size', '1000'], 'a cohort of 1000'),
+    (['--pools.client_lists', '/nowhere/a', '/nowhere/b'], 'no readable file'),
+    (['--algorithm.name', 'fed_avg', '--merged.steps', '3'], 'does not read'),
+    (['--periodic.period', '7'], 'does not read'),
+    (['--task.distillation_clients_fraction', '0'], 'unlabelled examples'),
+  ],
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(
+  tmp_path, flags, message
+):
+  with pytest.raises(errors.CodistError, match=message) as caught:
+    _train(tmp_path, *flags)
+  assert caught.value.exit_code == 2
+  assert '\n' not in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_client_in_no_dataset(tmp_path):
+  for name in 'ab':
+    (tmp_path / name).write_text('nobody\n')
+  with pytest.raises(errors.ConfigError, match="'nobody'"):
+    _train(tmp_path, '--pools.client_lists', f'{tmp_path}/a', f'{tmp_path}/b')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'thesis.tex').touch()
+  with pytest.raises(errors.RunFolderError, match='something else'):
+    _train(tmp_path)
+
+
+def test_missing_run_dir():
+  with pytest.raises(errors.ConfigError, match='run_dir'):
+    command_line.parse([], description='')
+
+
+def test_flags_override_the_preset():
+  config = command_line.parse(
+    [
+      '--preset=digits',
+      '--quick',
+      '--run_dir=r',
+      '--pools.names',
+      'a',
+      'b',
+      'c',
+      '--pools.models',
+      'small',
+      'medium',
+      'large',
+      '--pools.clients_fraction',
+      '1',
+      '0.5',
+      '0.25',
+      '--pools.cohort_size=4',
+      '--merged.distillation_weight=0.25',
+      '--merged.match_norm',
+      '--server.initial_accumulator=0.5',
+      '--server.flavor=reddi',
+      '--seed=3',
+    ],
+    description='',
+  ).config
+  assert config.pools.names == ('a', 'b', 'c')
+  assert config.pools.clients_fraction == (1.0, 0.5, 0.25)
+  assert config.pools.cohort_size == (4,)
+  assert config.merged.distillation_weight == (0.25,)
+  assert config.merged.match_norm is True
+  assert config.server.initial_accumulator == 0.5
+  assert config.program.rounds == 4
+  assert config.seed == 3

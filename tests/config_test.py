@@ -1,0 +1,97 @@
+"""The configuration tree: ranges, JSON, differences."""
+
+import dataclasses
+
+import pytest
+
+from tff_codist import config as config_lib
+from tff_codist import errors
+
+
+@pytest.mark.parametrize(
+  ('group', 'field', 'value'),
+  [
+    (config_lib.TaskConfig, 'distillation_clients_fraction', 1.0),
+    (config_lib.TaskConfig, 'distillation_clients_fraction', -0.1),
+    (config_lib.PoolsConfig, 'names', ()),
+    (config_lib.PoolsConfig, 'names', ('a', 'a')),
+    (config_lib.PoolsConfig, 'names', ('a/b', 'c')),
+    (config_lib.PoolsConfig, 'clients_fraction', (1.0, 0.0)),
+    (config_lib.PoolsConfig, 'clients_fraction', (1.5,)),
+    (config_lib.PoolsConfig, 'clients_fraction', (1.0, 0.5, 0.1)),
+    (config_lib.PoolsConfig, 'cohort_size', (0,)),
+    (config_lib.PoolsConfig, 'models', ('a', 'b', 'c')),
+    (config_lib.PoolsConfig, 'client_lists', ('only_one',)),
+    (config_lib.ClientConfig, 'learning_rate', 0.0),
+    (config_lib.ClientConfig, 'learning_rate', float('nan')),
+    (config_lib.ClientConfig, 'momentum', 1.0),
+    (config_lib.ClientConfig, 'epochs', 0),
+    (config_lib.ClientConfig, 'batch_size', 0),
+    (config_lib.ClientConfig, 'weighting', 'example'),
+    (config_lib.ServerConfig, 'learning_rate', -1.0),
+    (config_lib.ServerConfig, 'beta1', 1.0),
+    (config_lib.ServerConfig, 'beta2', -0.1),
+    (config_lib.ServerConfig, 'epsilon', 0.0),
+    (config_lib.ServerConfig, 'initial_accumulator', -1.0),
+    (config_lib.ServerConfig, 'flavor', 'keras'),
+    (config_lib.DistillationConfig, 'temperature', 0.0),
+    (config_lib.DistillationConfig, 'temperature_exponent', 1),
+    (config_lib.DistillationConfig, 'batch_size', 0),
+    (config_lib.PeriodicConfig, 'period', 0),
+    (config_lib.PeriodicConfig, 'steps', -1),
+    (config_lib.PeriodicConfig, 'learning_rate', 0.0),
+    (config_lib.MergedConfig, 'distillation_weight', (1.1,)),
+    (config_lib.MergedConfig, 'distillation_weight', (-0.1,)),
+    (config_lib.MergedConfig, 'steps', 0),
+    (config_lib.MergedConfig, 'warmup_rounds', -1),
+    (config_lib.ProgramConfig, 'rounds', 0),
+    (config_lib.ProgramConfig, 'rounds_per_evaluation', 0),
+    (config_lib.ProgramConfig, 'checkpoints_kept', 1),
+  ],
+)
+def test_value_outside_its_range_names_the_flag(group, field, value):
+  with pytest.raises(errors.ConfigError, match=field) as caught:
+    group(**{field: value})
+  assert caught.value.exit_code == 2
+
+
+def test_rescale_needs_a_weight_below_one():
+  with pytest.raises(errors.ConfigError, match='rescale'):
+    config_lib.MergedConfig(distillation_weight=(1.0,), rescale=True)
+
+
+def test_one_weight_for_each_pool_or_one_for_all():
+  with pytest.raises(errors.ConfigError, match='distillation_weight'):
+    config_lib.Config(
+      merged=config_lib.MergedConfig(distillation_weight=(0.1, 0.2, 0.3))
+    )
+  pools = config_lib.PoolsConfig(names=('x', 'y'))
+  assert pools.per_pool('f', (1,)) == {'x': 1, 'y': 1}
+  assert pools.per_pool('f', (1, 2)) == {'x': 1, 'y': 2}
+
+
+def test_json_round_trip():
+  config = config_lib.Config(
+    server=config_lib.ServerConfig(initial_accumulator=0.5), seed=7
+  )
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+  'text', ['{', '[]', '{"seed": 1}', '{"extra": 1}', 'null']
+)
+def test_json_of_another_version_is_refused(text):
+  with pytest.raises(errors.ConfigError):
+    config_lib.from_json(text)
+
+
+def test_differences_name_the_fields():
+  left = config_lib.Config()
+  right = dataclasses.replace(
+    left, seed=2, server=dataclasses.replace(left.server, epsilon=1.0)
+  )
+  assert config_lib.differences(left, right) == {
+    'server.epsilon': (1e-3, 1.0),
+    'seed': (1, 2),
+  }
+  assert config_lib.differences(left, left) == {}
