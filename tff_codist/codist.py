@@ -60,10 +60,23 @@ class PoolState(NamedTuple):
 CodistState = collections.OrderedDict
 
 
-class _Pools:
-  """The computations that every pool of an algorithm runs."""
+class FederatedPools:
+  """Federated averaging in every pool: the part that all methods share.
+
+  Attributes:
+    models: {pool: model}.
+  """
 
   def __init__(self, setting: algorithm.Setting, config: config_lib.Config):
+    """Builds each pool's client update and server update.
+
+    Args:
+      setting: Pools and task.
+      config: The groups `client` and `server`.
+
+    Raises:
+      UnknownNameError: If a named optimizer or aggregator does not exist.
+    """
     self.models = {pool.name: pool.model for pool in setting.pools}
     task = setting.task
     self._client_update = {
@@ -97,7 +110,15 @@ class _Pools:
   def train(
     self, state: CodistState, cohorts: algorithm.Cohorts
   ) -> tuple[CodistState, dict[str, tuple], algorithm.Metrics]:
-    """Runs every pool's clients: the new state, {pool: g_i}, metrics."""
+    """Runs every pool's clients.
+
+    Args:
+      state: The pools' state.
+      cohorts: {pool: examples of its clients}.
+
+    Returns:
+      The state with new aggregators, {pool: g_i}, and metrics `train/<pool>/*`.
+    """
     state, federated, metrics = CodistState(state), {}, {}
     started = time.monotonic()
     for name, pool in state.items():
@@ -114,7 +135,15 @@ class _Pools:
   def step(
     self, state: CodistState, pseudo_gradients: Mapping[str, tuple]
   ) -> tuple[CodistState, algorithm.Metrics]:
-    """Takes every pool's server step."""
+    """Takes every pool's server step.
+
+    Args:
+      state: The pools' state.
+      pseudo_gradients: {pool: g_i}, or what a method puts in its place.
+
+    Returns:
+      The state with new weights and server optimizers, and metrics.
+    """
     state, metrics = CodistState(state), {}
     started = time.monotonic()
     for name, pool in state.items():
@@ -129,8 +158,8 @@ class _Pools:
     return state, metrics
 
 
-class _Exchange:
-  """Distillation of every pool's model from all others."""
+class Exchange:
+  """Distillation of every pool's model from all others at the server."""
 
   def __init__(
     self,
@@ -140,6 +169,18 @@ class _Exchange:
     steps: int,
     learning_rate: float,
   ):
+    """Builds each student's distillation; a single pool has no teacher.
+
+    Args:
+      setting: Pools, task and unlabelled data.
+      config: The group `distillation`.
+      steps: Distillation steps of an exchange.
+      learning_rate: Learning rate of the distillation's Adam.
+
+    Raises:
+      ConfigError: If there is no distillation data.
+      UnknownNameError: If there is no such loss.
+    """
     if setting.unlabelled is None:
       raise errors.ConfigError(
         f'algorithm {config.algorithm.name!r} without distillation data',
@@ -248,7 +289,7 @@ def build_fed_avg(
     Decentralized Data, AISTATS 2017. arXiv 1602.05629. The server optimizers:
     Reddi et al., arXiv 2003.00295.
   """
-  pools = _Pools(setting, config)
+  pools = FederatedPools(setting, config)
 
   def next_fn(state, cohorts, round_num):
     del round_num  # Every round is the same.
@@ -279,8 +320,8 @@ def build_periodic_codist(
     ConfigError: If there is no distillation data.
     UnknownNameError: If a named loss, optimizer or aggregator does not exist.
   """
-  pools = _Pools(setting, config)
-  exchange = _Exchange(
+  pools = FederatedPools(setting, config)
+  exchange = Exchange(
     setting,
     config,
     steps=config.periodic.steps,
@@ -330,8 +371,8 @@ def build_merged_codist(
     ConfigError: If there is no distillation data.
     UnknownNameError: If a named loss, optimizer or aggregator does not exist.
   """
-  pools = _Pools(setting, config)
-  exchange = _Exchange(
+  pools = FederatedPools(setting, config)
+  exchange = Exchange(
     setting,
     config,
     steps=config.merged.steps,

@@ -1,12 +1,15 @@
 """Where a run's metrics go: a CSV file, TensorBoard, and the terminal."""
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
+from tff_codist import errors
 from tff_codist.program import run_folder as run_folder_lib
 
 
@@ -60,18 +63,46 @@ class ProgressBar(tff.program.ReleaseManager):
     self._bar.close()
 
 
-def build_recorder(
-  folder: run_folder_lib.RunFolder, progress: ProgressBar
-) -> tff.program.ReleaseManager:
-  """Returns one recorder for the CSV file, TensorBoard and the terminal.
+class Recorder:
+  """Records a round's metrics in the run folder and on the terminal."""
 
-  When a round is recorded again, after a resume, the CSV file loses the rows
-  from that round on.
-  """
-  return tff.program.GroupingReleaseManager(
-    [
-      tff.program.CSVFileReleaseManager(folder.metrics, key_fieldname='round'),
-      tff.program.TensorBoardReleaseManager(folder.events),
-      progress,
-    ]
-  )
+  def __init__(self, folder: run_folder_lib.RunFolder, progress: ProgressBar):
+    """Opens the files of a run.
+
+    Args:
+      folder: The run folder.
+      progress: The terminal's part.
+    """
+    self._folder = folder
+    self._manager = tff.program.GroupingReleaseManager(
+      [
+        tff.program.CSVFileReleaseManager(
+          folder.metrics, key_fieldname='round'
+        ),
+        tff.program.TensorBoardReleaseManager(folder.events),
+        progress,
+      ]
+    )
+
+  def record(self, metrics: Mapping[str, Any], round_num: int) -> None:
+    """Records one round.
+
+    When a round is recorded again, after a resume, the CSV file loses the rows
+    from that round on.
+
+    Args:
+      metrics: Scalars under flat names.
+      round_num: The round; 0 is the initial evaluation.
+
+    Raises:
+      StorageError: If a file cannot be written.
+    """
+    try:
+      asyncio.run(self._manager.release(metrics, round_num))
+    except (OSError, tf.errors.OpError) as error:
+      raise errors.StorageError(
+        f'metrics of round {round_num} that cannot be written to '
+        f'{self._folder.path} ({error})',
+        expected='a writable folder with free space',
+        fix='free space, then start the command again to resume',
+      ) from error

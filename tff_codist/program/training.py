@@ -111,7 +111,7 @@ def _run_rounds(
   progress = recorders.ProgressBar(
     config.pools.names, rounds=program.rounds, initial=last_round
   )
-  recorder = recorders.build_recorder(folder, progress)
+  recorder = recorders.Recorder(folder, progress)
   loader = clients.CohortLoader(
     experiment.train, experiment.pools, seed=config.seed
   )
@@ -126,7 +126,7 @@ def _run_rounds(
     if saved is None:
       with stop.interruptible():
         metrics = _evaluate(evaluator, algorithm.models(state))
-      asyncio.run(recorder.release(metrics, 0))
+      recorder.record(metrics, 0)
     for round_num in range(last_round + 1, program.rounds + 1):
       is_last = round_num == program.rounds
       with stop.interruptible():
@@ -138,7 +138,7 @@ def _run_rounds(
         if is_last or round_num % program.rounds_per_evaluation == 0:
           metrics |= _evaluate(evaluator, algorithm.models(new_state))
       _check_finite(algorithm.models(new_state), round_num)
-      asyncio.run(recorder.release(metrics, round_num))
+      recorder.record(metrics, round_num)
       state, last_round = new_state, round_num
       if is_last or round_num % program.rounds_per_checkpoint == 0:
         save()
