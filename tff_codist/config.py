@@ -12,35 +12,70 @@ Fields that hold one value for each pool are tuples in the order of
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, Optional, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Optional, TypeVar
 
 from tff_codist import errors
 
 _T = TypeVar('_T')
 
 
-def _require(holds: bool, field: str, value: object, expected: str) -> None:
+class _Range(NamedTuple):
+  """The values that a field may have, in words and as a predicate."""
+
+  expected: str
+  holds: Callable[[Any], bool]
+
+
+_POSITIVE = _Range('a number above 0', lambda v: 0 < v < math.inf)
+_SHARE = _Range('numbers in (0, 1]', lambda v: 0 < v <= 1)
+_WEIGHT = _Range('numbers in [0, 1]', lambda v: 0 <= v <= 1)
+_BELOW_ONE = _Range('a number in [0, 1)', lambda v: 0 <= v < 1)
+_COUNT = _Range('an integer above 0', lambda v: v >= 1)
+_COUNT_OR_0 = _Range('an integer of at least 0', lambda v: v >= 0)
+
+
+def _one_of(*values: Any) -> _Range:
+  return _Range(f'one of {", ".join(map(str, values))}', lambda v: v in values)
+
+
+def _field(default: Any, allowed: _Range) -> Any:
+  """Returns a dataclass field whose value, or each of it, is checked."""
+  return dataclasses.field(default=default, metadata={'allowed': allowed})
+
+
+def _require(holds: bool, flag: str, value: object, expected: str) -> None:
   """Raises `ConfigError` that names the flag, unless `holds`."""
   if not holds:
     raise errors.ConfigError(
-      f'{field} = {value!r}',
+      f'{flag} = {value!r}',
       expected=expected,
-      fix=f'give another value with --{field}',
+      fix=f'give another value with --{flag}',
     )
 
 
-def _positive(value: float) -> bool:
-  return math.isfinite(value) and value > 0
+class _Group:
+  """A branch of the tree, whose fields are checked when it is made."""
 
+  # Name of the branch, as in flags.
+  group: ClassVar[str]
 
-def _fraction(value: float) -> bool:
-  return 0 <= value <= 1
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      allowed = field.metadata.get('allowed')
+      value = getattr(self, field.name)
+      if allowed is None or value is None:
+        continue
+      for item in value if isinstance(value, tuple) else (value,):
+        flag = f'{self.group}.{field.name}'
+        _require(allowed.holds(item), flag, value, allowed.expected)
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(_Group):
   """What is learned, and from which data."""
+
+  group: ClassVar[str] = 'task'
 
   # A task's name: digits, cifar100.
   name: str = 'digits'
@@ -49,35 +84,30 @@ class TaskConfig:
   data_dir: Optional[str] = None
   # Share of the training clients whose examples, without labels, become the
   # server's distillation data U. In [0, 1).
-  distillation_clients_fraction: float = 0.1
-
-  def __post_init__(self):
-    _require(
-      0 <= self.distillation_clients_fraction < 1,
-      'task.distillation_clients_fraction',
-      self.distillation_clients_fraction,
-      'a number in [0, 1)',
-    )
+  distillation_clients_fraction: float = _field(0.1, _BELOW_ONE)
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolsConfig:
+class PoolsConfig(_Group):
   """The pools of clients and the model that each of them trains."""
+
+  group: ClassVar[str] = 'pools'
 
   # Names of the pools, e.g. small large.
   names: tuple[str, ...] = ('small', 'large')
-  # Name of each pool's model; bin/train.py --help lists a task's models.
+  # Name of each pool's model; the task's file lists its models.
   models: tuple[str, ...] = ('small', 'large')
   # Share of the clients that can run each pool's model, chosen by a seeded
   # hash of the client id; smaller shares are subsets of larger ones. (0, 1].
-  clients_fraction: tuple[float, ...] = (1.0, 0.2)
+  clients_fraction: tuple[float, ...] = _field((1.0, 0.2), _SHARE)
   # Files with one client id a line, one file for each pool, in place of
   # clients_fraction.
   client_lists: tuple[str, ...] = ()
   # Clients sampled from each pool in every round, without replacement.
-  cohort_size: tuple[int, ...] = (10,)
+  cohort_size: tuple[int, ...] = _field((10,), _COUNT)
 
   def __post_init__(self):
+    super().__post_init__()
     _require(bool(self.names), 'pools.names', self.names, 'at least one name')
     _require(
       len(set(self.names)) == len(self.names)
@@ -86,12 +116,6 @@ class PoolsConfig:
       self.names,
       'different names made of letters, digits and underscores',
     )
-    for share in self.clients_fraction:
-      _require(
-        0 < share <= 1, 'pools.clients_fraction', share, 'numbers in (0, 1]'
-      )
-    for size in self.cohort_size:
-      _require(size > 0, 'pools.cohort_size', size, 'integers above 0')
     for field in ('models', 'clients_fraction', 'cohort_size'):
       self.per_pool(f'pools.{field}', getattr(self, field))
     _require(
@@ -122,206 +146,120 @@ class PoolsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AlgorithmConfig:
+class AlgorithmConfig(_Group):
   """Which algorithm trains the pools."""
+
+  group: ClassVar[str] = 'algorithm'
 
   # fed_avg, periodic_codist or merged_codist.
   name: str = 'merged_codist'
 
 
 @dataclasses.dataclass(frozen=True)
-class ClientConfig:
+class ClientConfig(_Group):
   """Local training on a client (FedAvg's client update)."""
 
+  group: ClassVar[str] = 'client'
+
   # Learning rate of local SGD, eta_l. Above 0.
-  learning_rate: float = 0.1
+  learning_rate: float = _field(0.1, _POSITIVE)
   # Heavy-ball momentum of local SGD, in [0, 1); 0 is plain SGD.
-  momentum: float = 0.0
+  momentum: float = _field(0.0, _BELOW_ONE)
   # Passes over the client's examples, E. At least 1.
-  epochs: int = 1
+  epochs: int = _field(1, _COUNT)
   # Examples in a local step, B. At least 1; the last batch may be smaller.
-  batch_size: int = 20
+  batch_size: int = _field(20, _COUNT)
   # Weight of a client in the mean: examples (n_k) or uniform.
-  weighting: str = 'examples'
+  weighting: str = _field('examples', _one_of('examples', 'uniform'))
   # How the clients' updates are combined: mean; robust (tff.learning's
   # zeroing and adaptive clipping); compressed (its lossy uplink).
   aggregator: str = 'mean'
 
-  def __post_init__(self):
-    _require(
-      _positive(self.learning_rate),
-      'client.learning_rate',
-      self.learning_rate,
-      'a number above 0',
-    )
-    _require(
-      0 <= self.momentum < 1,
-      'client.momentum',
-      self.momentum,
-      'a number in [0, 1)',
-    )
-    _require(
-      self.epochs >= 1, 'client.epochs', self.epochs, 'an integer above 0'
-    )
-    _require(
-      self.batch_size >= 1,
-      'client.batch_size',
-      self.batch_size,
-      'an integer above 0',
-    )
-    if self.weighting not in ('examples', 'uniform'):
-      raise errors.UnknownNameError(
-        'client.weighting', self.weighting, ('examples', 'uniform')
-      )
-
 
 @dataclasses.dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(_Group):
   """The server optimizer (Reddi et al., Algorithm 2)."""
+
+  group: ClassVar[str] = 'server'
 
   # fedavg, fedavgm, fedadam, fedyogi or fedadagrad.
   optimizer: str = 'fedadam'
   # tff: TensorFlow Federated's optimizers, with bias correction. reddi: the
   # paper's rules, x + eta * m / (sqrt(v) + tau), without it.
-  flavor: str = 'tff'
+  flavor: str = _field('tff', _one_of('tff', 'reddi'))
   # Server learning rate, eta. Above 0.
-  learning_rate: float = 0.01
+  learning_rate: float = _field(0.01, _POSITIVE)
   # Momentum of FedAvgM, in [0, 1).
-  momentum: float = 0.9
+  momentum: float = _field(0.9, _BELOW_ONE)
   # Decay of the first moment, in [0, 1).
-  beta1: float = 0.9
+  beta1: float = _field(0.9, _BELOW_ONE)
   # Decay of the second moment, in [0, 1).
-  beta2: float = 0.99
+  beta2: float = _field(0.99, _BELOW_ONE)
   # Adaptivity, tau in the paper. Above 0.
-  epsilon: float = 1e-3
+  epsilon: float = _field(1e-3, _POSITIVE)
   # Second moment before the first round, v_{-1}. At least 0; None takes the
   # flavor's own: 0 (reddi), 0.1 (TFF's Adagrad), 1e-6 (TFF's Yogi).
-  initial_accumulator: Optional[float] = None
-
-  def __post_init__(self):
-    _require(
-      _positive(self.learning_rate),
-      'server.learning_rate',
-      self.learning_rate,
-      'a number above 0',
-    )
-    for field in ('momentum', 'beta1', 'beta2'):
-      value = getattr(self, field)
-      _require(0 <= value < 1, f'server.{field}', value, 'a number in [0, 1)')
-    _require(
-      _positive(self.epsilon),
-      'server.epsilon',
-      self.epsilon,
-      'a number above 0',
-    )
-    _require(
-      self.initial_accumulator is None
-      or 0 <= self.initial_accumulator < math.inf,
-      'server.initial_accumulator',
-      self.initial_accumulator,
-      'a number of at least 0',
-    )
-    if self.flavor not in ('tff', 'reddi'):
-      raise errors.UnknownNameError(
-        'server.flavor', self.flavor, ('tff', 'reddi')
-      )
+  initial_accumulator: Optional[float] = _field(
+    None, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillationConfig:
+class DistillationConfig(_Group):
   """One distillation pass of a student on the server's unlabelled data."""
+
+  group: ClassVar[str] = 'distillation'
 
   # kl, cross_entropy (soft labels) or l2 (on logits).
   loss: str = 'kl'
   # Softmax temperature T. Above 0; larger is softer.
-  temperature: float = 1.0
+  temperature: float = _field(1.0, _POSITIVE)
   # Exponent a of the factor T^a on the loss: 2 (Hinton) keeps the gradient's
   # size independent of T; 0 leaves the loss as it is.
-  temperature_exponent: int = 2
+  temperature_exponent: int = _field(2, _one_of(0, 2))
   # Unlabelled examples in a distillation step. At least 1.
-  batch_size: int = 128
+  batch_size: int = _field(128, _COUNT)
   # Decay rates of the distillation's Adam, in [0, 1).
-  beta1: float = 0.9
-  beta2: float = 0.999
+  beta1: float = _field(0.9, _BELOW_ONE)
+  beta2: float = _field(0.999, _BELOW_ONE)
   # Epsilon of the distillation's Adam. Above 0.
-  epsilon: float = 1e-7
+  epsilon: float = _field(1e-7, _POSITIVE)
   # Whether that Adam's state goes on from exchange to exchange. A reset Adam
   # with one step is sign descent.
   keep_optimizer_state: bool = True
 
-  def __post_init__(self):
-    _require(
-      _positive(self.temperature),
-      'distillation.temperature',
-      self.temperature,
-      'a number above 0',
-    )
-    _require(
-      self.temperature_exponent in (0, 2),
-      'distillation.temperature_exponent',
-      self.temperature_exponent,
-      '0 or 2',
-    )
-    _require(
-      self.batch_size >= 1,
-      'distillation.batch_size',
-      self.batch_size,
-      'an integer above 0',
-    )
-    for field in ('beta1', 'beta2'):
-      value = getattr(self, field)
-      _require(
-        0 <= value < 1, f'distillation.{field}', value, 'a number in [0, 1)'
-      )
-    _require(
-      _positive(self.epsilon),
-      'distillation.epsilon',
-      self.epsilon,
-      'a number above 0',
-    )
-
 
 @dataclasses.dataclass(frozen=True)
-class PeriodicConfig:
+class PeriodicConfig(_Group):
   """PERIODIC CODIST: a block of distillation steps every p rounds."""
 
+  group: ClassVar[str] = 'periodic'
+
   # Rounds between two blocks, p. At least 1.
-  period: int = 200
+  period: int = _field(200, _COUNT)
   # Distillation steps in a block, s. At least 0.
-  steps: int = 200
+  steps: int = _field(200, _COUNT_OR_0)
   # Learning rate of the distillation's Adam; its steps are applied as they
   # are. Above 0.
-  learning_rate: float = 1e-3
-
-  def __post_init__(self):
-    _require(
-      self.period >= 1, 'periodic.period', self.period, 'an integer above 0'
-    )
-    _require(
-      self.steps >= 0, 'periodic.steps', self.steps, 'an integer of at least 0'
-    )
-    _require(
-      _positive(self.learning_rate),
-      'periodic.learning_rate',
-      self.learning_rate,
-      'a number above 0',
-    )
+  learning_rate: float = _field(1e-3, _POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
-class MergedConfig:
+class MergedConfig(_Group):
   """MERGED CODIST: distillation every round, merged before the server step."""
+
+  group: ClassVar[str] = 'merged'
 
   # The interpolation factor alpha of each pool, in [0, 1]: it multiplies the
   # distillation pseudo-gradient, 1 - alpha the federated one.
-  distillation_weight: tuple[float, ...] = (0.5,)
+  distillation_weight: tuple[float, ...] = _field((0.5,), _WEIGHT)
   # Distillation steps in a round. At least 1.
-  steps: int = 1
+  steps: int = _field(1, _COUNT)
   # Learning rate of the distillation's Adam; the server optimizer multiplies
   # its steps. Above 0.
-  learning_rate: float = 1e-5
+  learning_rate: float = _field(1e-5, _POSITIVE)
   # Rounds at the start in which alpha is 0. At least 0.
-  warmup_rounds: int = 0
+  warmup_rounds: int = _field(0, _COUNT_OR_0)
   # Give the distillation pseudo-gradient the norm of the federated one.
   match_norm: bool = False
   # Divide the merged pseudo-gradient by 1 - alpha, so that distillation adds
@@ -329,65 +267,41 @@ class MergedConfig:
   rescale: bool = False
 
   def __post_init__(self):
-    for weight in self.distillation_weight:
-      _require(
-        _fraction(weight),
-        'merged.distillation_weight',
-        weight,
-        'numbers in [0, 1]',
-      )
+    super().__post_init__()
     _require(
       not self.rescale or max(self.distillation_weight, default=0) < 1,
       'merged.distillation_weight',
       self.distillation_weight,
       'numbers below 1 together with --merged.rescale',
     )
-    _require(self.steps >= 1, 'merged.steps', self.steps, 'an integer above 0')
-    _require(
-      _positive(self.learning_rate),
-      'merged.learning_rate',
-      self.learning_rate,
-      'a number above 0',
-    )
-    _require(
-      self.warmup_rounds >= 0,
-      'merged.warmup_rounds',
-      self.warmup_rounds,
-      'an integer of at least 0',
-    )
 
 
 @dataclasses.dataclass(frozen=True)
-class RuntimeConfig:
+class RuntimeConfig(_Group):
   """What executes the federated computations."""
+
+  group: ClassVar[str] = 'runtime'
 
   # stock: TFF's own C++ worker.
   name: str = 'stock'
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgramConfig:
+class ProgramConfig(_Group):
   """The training loop."""
 
-  # Rounds of training, numbered from 1. At least 1.
-  rounds: int = 100
-  # Every so many rounds, and after the last, all models are evaluated.
-  rounds_per_evaluation: int = 10
-  # Every so many rounds, and at the end, a checkpoint is written.
-  rounds_per_checkpoint: int = 10
-  # Checkpoints kept, the newest ones. At least 2, so that one can be corrupt.
-  checkpoints_kept: int = 3
+  group: ClassVar[str] = 'program'
 
-  def __post_init__(self):
-    for field in ('rounds', 'rounds_per_evaluation', 'rounds_per_checkpoint'):
-      value = getattr(self, field)
-      _require(value >= 1, f'program.{field}', value, 'an integer above 0')
-    _require(
-      self.checkpoints_kept >= 2,
-      'program.checkpoints_kept',
-      self.checkpoints_kept,
-      'an integer of at least 2',
-    )
+  # Rounds of training, numbered from 1. At least 1.
+  rounds: int = _field(100, _COUNT)
+  # Every so many rounds, and after the last, all models are evaluated.
+  rounds_per_evaluation: int = _field(10, _COUNT)
+  # Every so many rounds, and at the end, a checkpoint is written.
+  rounds_per_checkpoint: int = _field(10, _COUNT)
+  # Checkpoints kept, the newest ones. At least 2, so that one can be corrupt.
+  checkpoints_kept: int = _field(
+    3, _Range('an integer of at least 2', lambda v: v >= 2)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
