@@ -13,18 +13,14 @@ import argparse
 import pathlib
 import sys
 
-# Runs from a clone that is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from tff_codist import errors
-from tff_codist.reports import files
-from tff_codist.reports import plots
-from tff_codist.reports import runs
-from tff_codist.reports import tables
+from tff_codist import files
+from tff_codist import reports
+from tff_codist.program import command
 
 
-def main() -> int:
-  """Draws, prints and returns the exit code."""
+def main(argv):
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,27 +46,22 @@ def main() -> int:
     metavar='N',
     help='evaluations in the mean accuracy of the table (default: 5)',
   )
-  arguments = parser.parse_args()
-  try:
-    loaded = [runs.load_run(run_dir) for run_dir in arguments.run_dir]
-    # The table comes first: it refuses runs that cannot be compared.
-    if len(loaded) == 1:
-      table = tables.summary_table(loaded[0], last=arguments.last)
-      paths = plots.plot_run(loaded[0], arguments.out)
-    else:
-      table = tables.comparison_table(loaded, last=arguments.last)
-      out = pathlib.Path(arguments.out or 'comparison')
-      paths = plots.plot_comparison(loaded, out)
-      paths.append(out / 'comparison.csv')
-      text = tables.comparison_csv(loaded, last=arguments.last)
-      files.write_file(paths[-1], text.encode())
-  except errors.CodistError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return error.exit_code
+  arguments = parser.parse_args(argv)
+  loaded = [reports.load_run(run_dir) for run_dir in arguments.run_dir]
+  # The table comes first: it refuses runs that cannot be compared.
+  if len(loaded) == 1:
+    table = reports.summary_table(loaded[0], last=arguments.last)
+    paths = reports.plot_run(loaded[0], arguments.out)
+  else:
+    table = reports.comparison_table(loaded, last=arguments.last)
+    out = pathlib.Path(arguments.out or 'comparison')
+    paths = reports.plot_comparison(loaded, out)
+    paths.append(out / 'comparison.csv')
+    text = reports.comparison_csv(loaded, last=arguments.last)
+    files.write(paths[-1], text.encode())
   print('\n'.join(map(str, paths)), end='\n\n')
   print(table, end='')
-  return 0
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  command.run(main, needs_tff=False)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -180,14 +179,3 @@ def test_corrupt_checkpoint_of_a_run_falls_back(whole, tmp_path):
   assert 'Falling back' in done.stderr
   newest.unlink(missing_ok=True)
   assert _metrics(run_dir) == _metrics(whole[0])
-
-
-def test_no_worker_is_left(whole):
-  run_dir, _ = whole
-  own = os.getpid()
-  for entry in pathlib.Path('/proc').glob('[0-9]*/environ'):
-    try:
-      command = (entry.parent / 'cmdline').read_bytes()
-    except OSError:
-      continue
-    assert str(run_dir).encode() not in command or int(entry.parent.name) == own

@@ -171,7 +171,7 @@ def test_reports_do_not_import_tensorflow():
   # In a process of its own: other tests of this one do import it.
   program = (
     'import sys\n'
-    'from tff_codist.reports import files, plots, runs, tables\n'
+    'from tff_codist.reports import plots, runs, tables\n'
     'heavy = {name.split(".")[0] for name in sys.modules}\n'
     'heavy &= {"tensorflow", "tensorflow_federated", "jax", "keras"}\n'
     'sys.exit(f"imported {sorted(heavy)}" if heavy else 0)\n'

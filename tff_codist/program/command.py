@@ -12,7 +12,9 @@ from tff_codist import runtime
 from tff_codist.program import stopping
 
 
-def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+def run(
+  main: Callable[[Sequence[str]], None], *, needs_tff: bool = True
+) -> NoReturn:
   """Runs a command and exits: 0 done, 1 failed, 2 bad input, 3 environment.
 
   A `CodistError` becomes one line on standard error. A run that a signal
@@ -21,12 +23,14 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
   Args:
     main: Takes the arguments without the program's name. It imports what needs
       TensorFlow Federated itself, after the check that it is there.
+    needs_tff: Whether that check is made.
   """
   # TensorFlow 2.14 logs missing CUDA plug-ins as errors at every start.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   code = 0
   try:
-    tff_codist.check_installation()
+    if needs_tff:
+      tff_codist.check_installation()
     main(sys.argv[1:])
   except errors.CodistError as error:
     print(f'error: {error}', file=sys.stderr)
