@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 import tasks  # noqa: F401
 from tasks import digits
 from tff_codist import config as config_lib
