@@ -9,15 +9,17 @@ competitors take turns, so that a noisy machine is noisy for all of them:
   tff_codist  this package's fed_avg, clients as tensors
   bare        a training loop in this process without federation, the bound
 
-tff and tff_codist run on the same stock worker. Workload `round` is MERGED
-CODIST on digits, where every second of a round goes. First rounds, which trace
-and compile, are reported apart.
+tff and tff_codist run on the same stock worker, a new one for each
+workload. Workload `round` shows where the time of a MERGED CODIST round on
+digits goes. The first round and what is built before it are reported apart.
 
   bin/benchmark.py
   bin/benchmark.py --workload dense round --rounds 20 --json dense.json
 """
 
 import argparse
+import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -296,8 +298,6 @@ def measure_round(num_rounds: int) -> dict[str, Any]:
   Returns:
     What is printed and written to the JSON file.
   """
-  import dataclasses
-
   import tasks
   from tff_codist import clients
   from tff_codist import experiment as experiment_lib
@@ -312,7 +312,7 @@ def measure_round(num_rounds: int) -> dict[str, Any]:
     experiment.train, experiment.pools, seed=config.seed
   )
   rounds = []
-  with runtime.install('stock'):
+  with runtime.install('stock'), contextlib.closing(loader):
     state = experiment.algorithm.initialize(config.seed)
     for round_num in range(1, num_rounds + 1):
       round_started = time.monotonic()
@@ -327,7 +327,6 @@ def measure_round(num_rounds: int) -> dict[str, Any]:
       if not rounds:
         first_seconds = time.monotonic() - started
       rounds.append(phases)
-  loader.close()
   best = min(rounds[1:], key=lambda phases: phases['time/round_seconds'])
   return {
     'first_round_seconds': first_seconds,
@@ -386,7 +385,7 @@ def _print_workload(name: str, result: dict[str, Any]) -> None:
     )
   rss = result['peak_rss_bytes']
   print(
-    f'peak memory: this process {rss["process"] / _MIB:,.0f} MiB,'
+    f'peak memory so far: this process {rss["process"] / _MIB:,.0f} MiB,'
     f' worker {rss["worker"] / _MIB:,.0f} MiB'
   )
 

@@ -395,12 +395,14 @@ def build_merged_codist(
       {name: is_warm and weight > 0 for name, weight in alpha.items()},
     )
     metrics.update(exchange_metrics)
+    started = time.monotonic()
     merged = dict(federated)
     for name, d in distilled.items():
       result = merges[name](federated[name], d, np.float32(alpha[name]))
       merged[name] = result.pseudo_gradient
       for metric, value in result.metrics.items():
         metrics[f'exchange/{name}/{metric}'] = value
+    metrics['time/exchange_seconds'] += time.monotonic() - started
     state, step_metrics = pools.step(state, merged)
     return state, {**metrics, **step_metrics}
 

@@ -1,15 +1,24 @@
 """Where a run's metrics go: a CSV file, TensorBoard, and the terminal."""
 
 import asyncio
+import csv
+import io
+import os
+import pathlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
-import tensorflow as tf
+import numpy as np
 import tensorflow_federated as tff
 import tqdm
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.summary.writer import event_file_writer
 
 from tff_codist import errors
+from tff_codist import files
 from tff_codist.program import run_folder as run_folder_lib
 
 
@@ -63,6 +72,90 @@ class ProgressBar(tff.program.ReleaseManager):
     self._bar.close()
 
 
+class CsvFile(tff.program.ReleaseManager):
+  """Appends a row of metrics to a CSV file for each round.
+
+  TFF's own CSV manager reads and writes the whole file again in every round;
+  this one does so only when a column is new, and when a run is resumed.
+  """
+
+  def __init__(self, path: os.PathLike):
+    """Names the file; it need not exist.
+
+    Args:
+      path: The file. Its first column is `round`.
+    """
+    self._path = pathlib.Path(path)
+    self._columns: Optional[list[str]] = None
+
+  async def release(self, value: Mapping[str, Any], key: int) -> None:
+    """Writes the row of round `key`; the first call drops it and later ones."""
+    row = {'round': int(key)}
+    row.update((name, np.asarray(v).item()) for name, v in value.items())
+    if self._columns is None or not set(row) <= set(self._columns):
+      self._rewrite(row)
+    else:
+      with open(self._path, 'a', newline='') as file:
+        writer = csv.DictWriter(file, self._columns, lineterminator='\n')
+        writer.writerow(row)
+
+  def _rewrite(self, row: Mapping[str, Any]) -> None:
+    """Writes the header, the rows before `row`, and `row`."""
+    lines = []
+    if self._path.exists():
+      # A line without its end was cut off by a kill.
+      lines = [
+        line
+        for line in self._path.read_text().splitlines(keepends=True)
+        if line.endswith('\n')
+      ]
+    reader = csv.DictReader(lines)
+    earlier = [r for r in reader if int(r['round']) < row['round']]
+    columns = list(reader.fieldnames or ())
+    self._columns = columns + [name for name in row if name not in columns]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, self._columns, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows([*earlier, row])
+    files.write(self._path, text.getvalue().encode())
+
+
+class EventFile(tff.program.ReleaseManager):
+  """Writes the metrics of each round for TensorBoard.
+
+  TFF's own manager writes through `tf.summary`, which keeps some memory for
+  every value.
+  """
+
+  def __init__(self, folder: os.PathLike):
+    """Starts a new file of events.
+
+    Args:
+      folder: Folder of the run's event files, made if missing.
+    """
+    self._writer = event_file_writer.EventFileWriter(os.fspath(folder))
+    self._is_new = True
+
+  async def release(self, value: Mapping[str, Any], key: int) -> None:
+    """Writes the metrics of round `key`."""
+    step = int(key)
+    if self._is_new:
+      # TensorBoard then passes over what an earlier file has from here on.
+      self._add(step, session_log=event_pb2.SessionLog(status='START'))
+      self._is_new = False
+    values = [
+      summary_pb2.Summary.Value(tag=name, simple_value=float(v))
+      for name, v in value.items()
+    ]
+    self._add(step, summary=summary_pb2.Summary(value=values))
+    self._writer.flush()
+
+  def _add(self, step: int, **content) -> None:
+    self._writer.add_event(
+      event_pb2.Event(wall_time=time.time(), step=step, **content)
+    )
+
+
 class Recorder:
   """Records a round's metrics in the run folder and on the terminal."""
 
@@ -76,10 +169,8 @@ class Recorder:
     self._folder = folder
     self._manager = tff.program.GroupingReleaseManager(
       [
-        tff.program.CSVFileReleaseManager(
-          folder.metrics, key_fieldname='round'
-        ),
-        tff.program.TensorBoardReleaseManager(folder.events),
+        CsvFile(folder.metrics),
+        EventFile(folder.events),
         progress,
       ]
     )
@@ -99,7 +190,7 @@ class Recorder:
     """
     try:
       asyncio.run(self._manager.release(metrics, round_num))
-    except (OSError, tf.errors.OpError) as error:
+    except OSError as error:
       raise errors.StorageError(
         f'metrics of round {round_num} that cannot be written to '
         f'{self._folder.path} ({error})',
