@@ -203,3 +203,19 @@ def test_type_signature_of_merge(linear):
     f'<pseudo_gradient={weights},metrics=<federated_norm=float32,'
     'distillation_norm=float32,cosine=float32>>@SERVER)'
   )
+
+
+def test_applying_a_pass_gives_the_trained_student(linear, dense, stock):
+  student, teacher = linear.initialize(0), dense.initialize(1)
+  apply = distillation.build_apply(linear)
+  weights = '<float32[4,3],float32[3]>@SERVER'
+  assert str(apply.type_signature) == (
+    f'(<weights={weights},pseudo_gradient={weights}> -> {weights})'
+  )
+  computation = _build(linear, [dense])
+  result = computation.next(
+    computation.initialize(student), student, (teacher,), _batches(20)
+  )
+  trained = apply(student, result['pseudo_gradient'])
+  for x, d, y in zip(student, result['pseudo_gradient'], trained):
+    np.testing.assert_array_equal(y, x - d)

@@ -97,8 +97,8 @@ class FederatedPools:
   def initialize(self, seed: int) -> CodistState:
     """Returns every pool's fresh state; pools draw different weights."""
     state = CodistState()
-    for i, (name, model) in enumerate(self.models.items()):
-      weights = model.initialize(seed * 1_000_003 + i)
+    for name, model in self.models.items():
+      weights = model.initialize(seed, name)
       state[name] = PoolState(
         weights=weights,
         server_optimizer=self._server_update[name].initialize(weights),
@@ -327,6 +327,10 @@ def build_periodic_codist(
     steps=config.periodic.steps,
     learning_rate=config.periodic.learning_rate,
   )
+  applications = {
+    name: distillation.build_apply(model)
+    for name, model in pools.models.items()
+  }
   period = config.periodic.period
 
   def next_fn(state, cohorts, round_num):
@@ -338,9 +342,8 @@ def build_periodic_codist(
       state, round_num // period - 1, dict.fromkeys(state, is_due)
     )
     for name, d in distilled.items():
-      state[name] = state[name]._replace(
-        weights=tuple(w - d for w, d in zip(state[name].weights, d))
-      )
+      weights = applications[name](state[name].weights, d)
+      state[name] = state[name]._replace(weights=weights)
     return state, {**metrics, **exchange_metrics}
 
   return algorithm.Algorithm(

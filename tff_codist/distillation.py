@@ -207,6 +207,33 @@ def build_distillation(
   return Distillation(initialize=initialize, next=next_fn)
 
 
+def build_apply(model: models.Model) -> tff.Computation:
+  """Builds PERIODIC CODIST's step θ_i ← θ_i − d_i, which gives φ_s.
+
+  Type signature:
+    (<weights=W@SERVER, pseudo_gradient=W@SERVER> -> W@SERVER)
+
+  Args:
+    model: The pool's model.
+
+  Returns:
+    The computation.
+  """
+
+  @tff.tensorflow.computation(model.weights_type, model.weights_type)
+  def subtract(weights, pseudo_gradient):
+    return tf.nest.map_structure(tf.subtract, weights, pseudo_gradient)
+
+  @tff.federated_computation(
+    tff.FederatedType(model.weights_type, tff.SERVER),
+    tff.FederatedType(model.weights_type, tff.SERVER),
+  )
+  def apply_fn(weights, pseudo_gradient):
+    return tff.federated_map(subtract, (weights, pseudo_gradient))
+
+  return apply_fn
+
+
 class Merged(NamedTuple):
   """A merged pseudo-gradient and how its parts relate.
 

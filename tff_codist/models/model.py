@@ -76,15 +76,19 @@ class Model:
       position[id(v)] for v in created if id(v) in position
     )
 
-  def initialize(self, seed: int) -> Weights:
-    """Returns freshly drawn weights, a function of `seed` and the layers.
+  def initialize(self, seed: int, pool: str = '') -> Weights:
+    """Returns freshly drawn weights, a function of the arguments and layers.
 
     Keras draws from global generators. They are seeded for the call; Python's
     and NumPy's are put back afterwards.
+
+    Args:
+      seed: The run's seed.
+      pool: Name of the pool: pools with the same model start differently.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-      keras_seed = randomness.derive_sequence(seed, 'weights')
+      keras_seed = randomness.derive_sequence(seed, 'weights', pool)
       tf.keras.utils.set_random_seed(int(keras_seed.generate_state(1)[0]))
       return tuple(self._keras_fn().get_weights())
     finally:
