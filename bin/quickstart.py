@@ -21,7 +21,9 @@ def main(argv):
   parser.add_argument('--seeds', type=int, default=3, help='runs of each kind')
   parser.add_argument('--quick', action='store_true', help='a few rounds only')
   parser.add_argument(
-    '--out', default='runs/quickstart', help='folder of the runs and pictures'
+    '--out',
+    help='folder of the runs and pictures (default: runs/quickstart, and '
+    'runs/quickstart_quick with --quick)',
   )
   arguments = parser.parse_args(argv)
   if arguments.seeds < 1:
@@ -36,7 +38,8 @@ def main(argv):
   from tff_codist.program import training
 
   preset = digits.preset(arguments.quick)
-  out = pathlib.Path(arguments.out)
+  default_out = f'runs/quickstart{"_quick" if arguments.quick else ""}'
+  out = pathlib.Path(arguments.out or default_out)
   started = time.monotonic()
   runs = []
   for seed in range(1, arguments.seeds + 1):

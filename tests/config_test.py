@@ -45,6 +45,11 @@ from tff_codist import errors
     (config_lib.MergedConfig, 'steps', 0),
     (config_lib.MergedConfig, 'warmup_rounds', -1),
     (config_lib.ProgramConfig, 'rounds', 0),
+    (config_lib.ProgramConfig, 'rounds', 2.5),
+    (config_lib.ProgramConfig, 'rounds', True),
+    (config_lib.ProgramConfig, 'rounds', '5'),
+    (config_lib.PoolsConfig, 'cohort_size', 10),
+    (config_lib.PoolsConfig, 'models', 'small'),
     (config_lib.ProgramConfig, 'rounds_per_evaluation', 0),
     (config_lib.ProgramConfig, 'checkpoints_kept', 1),
   ],
@@ -61,11 +66,9 @@ def test_rescale_needs_a_weight_below_one():
 
 
 def test_one_weight_for_each_pool_or_one_for_all():
-  with pytest.raises(errors.ConfigError, match='distillation_weight'):
-    config_lib.Config(
-      merged=config_lib.MergedConfig(distillation_weight=(0.1, 0.2, 0.3))
-    )
   pools = config_lib.PoolsConfig(names=('x', 'y'))
+  with pytest.raises(errors.ConfigError, match='one for each pool of x, y'):
+    pools.per_pool('f', (1, 2, 3))
   assert pools.per_pool('f', (1,)) == {'x': 1, 'y': 1}
   assert pools.per_pool('f', (1, 2)) == {'x': 1, 'y': 2}
 

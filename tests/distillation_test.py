@@ -49,7 +49,7 @@ def test_type_signature(linear, dense):
   assert str(result.member.pseudo_gradient) == '<float32[4,3],float32[3]>'
   assert result.member.state == parameter.state.member
   assert str(result.member.metrics) == (
-    '<distillation_loss=float32,teacher_entropy=float32>'
+    '<distillation_loss=float32,teacher_entropy=float32,rejected=float32>'
   )
 
 
@@ -203,6 +203,17 @@ def test_type_signature_of_merge(linear):
     f'<pseudo_gradient={weights},metrics=<federated_norm=float32,'
     'distillation_norm=float32,cosine=float32>>@SERVER)'
   )
+
+
+def test_pass_that_is_not_finite_is_rejected(linear, dense, stock):
+  student, teacher = linear.initialize(0), list(dense.initialize(1))
+  computation = _build(linear, [dense])
+  state = computation.initialize(student)
+  teacher[0] = np.full_like(teacher[0], np.inf)
+  result = computation.next(state, student, (tuple(teacher),), _batches(2))
+  assert result['metrics']['rejected'] == 1
+  assert not any(np.any(d) for d in result['pseudo_gradient'])
+  toys.assert_same(result['state'], state)
 
 
 def test_applying_a_pass_gives_the_trained_student(linear, dense, stock):

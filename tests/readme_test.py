@@ -24,7 +24,7 @@ print('rounds done', list(built.models(state)))
 
 def test_examples_run(tmp_path):
   blocks = re.findall(r'```python\n(.*?)```', _README, re.DOTALL)
-  assert len(blocks) == 3
+  assert len(blocks) == 4
   script = tmp_path / 'examples.py'
   script.write_text(
     f'import sys\nsys.path.insert(0, {str(_ROOT)!r})\n'
@@ -48,6 +48,7 @@ def test_examples_run(tmp_path):
 def test_files_that_documents_name_exist():
   for document in (_ROOT / 'README.md', *(_ROOT / 'docs').glob('*.md')):
     text = document.read_text()
+    assert not re.search(r'@[A-Z]+@', text)
     for target in re.findall(r'\]\((?!http)([^)#]+)\)', text):
       assert (document.parent / target).exists(), target
     for command in re.findall(r'bin/[a-z_]+(?:\.py)?', text):

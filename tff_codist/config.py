@@ -12,8 +12,9 @@ Fields that hold one value for each pool are tuples in the order of
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Optional, TypeVar
+from typing import Any, ClassVar, NamedTuple, Optional, TypeVar, Union
 
 from tff_codist import errors
 
@@ -54,6 +55,22 @@ def _require(holds: bool, flag: str, value: object, expected: str) -> None:
     )
 
 
+def _has_type(value: Any, annotation: Any) -> bool:
+  """Returns whether a value has a field's type; an int may be a float."""
+  if annotation is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if annotation is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  if typing.get_origin(annotation) is Union:
+    return any(_has_type(value, a) for a in typing.get_args(annotation))
+  if typing.get_origin(annotation) is tuple:
+    item_type = typing.get_args(annotation)[0]
+    return isinstance(value, tuple) and all(
+      _has_type(item, item_type) for item in value
+    )
+  return isinstance(value, annotation)
+
+
 class _Group:
   """A branch of the tree, whose fields are checked when it is made."""
 
@@ -62,12 +79,12 @@ class _Group:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
+      flag, value = f'{self.group}.{field.name}', getattr(self, field.name)
+      _require(_has_type(value, field.type), flag, value, f'{field.type}')
       allowed = field.metadata.get('allowed')
-      value = getattr(self, field.name)
       if allowed is None or value is None:
         continue
       for item in value if isinstance(value, tuple) else (value,):
-        flag = f'{self.group}.{field.name}'
         _require(allowed.holds(item), flag, value, allowed.expected)
 
 
@@ -324,11 +341,6 @@ class Config:
   program: ProgramConfig = ProgramConfig()
   # Seed of every random choice of the run.
   seed: int = 1
-
-  def __post_init__(self):
-    self.pools.per_pool(
-      'merged.distillation_weight', self.merged.distillation_weight
-    )
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:

@@ -85,9 +85,9 @@ def distil(
     pad_id: Input token that does not count, or `None`.
 
   Returns:
-    The optimizer's state, d_i, and metrics: `loss`, the mean over the steps of
-    KD_T before each step (nats for `kl`), and `teacher_entropy`, the mean
-    entropy of the teachers' mean logits (nats).
+    The optimizer's state, d_i, and metrics: `distillation_loss`, the mean over
+    the steps of KD_T before each step (nats for `kl`), and `teacher_entropy`,
+    the mean entropy of the teachers' mean logits (nats).
   """
   trained = weights
   loss_sum, entropy_sum = tf.zeros([]), tf.zeros([])
@@ -143,7 +143,9 @@ def build_distillation(
 
   Returns:
     The computations, with the type signatures of `Distillation`. With
-    `config.keep_optimizer_state` false, every pass starts from a fresh Adam.
+    `config.keep_optimizer_state` false, every pass starts from a fresh Adam. A
+    pass that is not finite is rejected: d_i is zero, Adam's state stays as it
+    was and the metric `rejected` is 1.
 
   Raises:
     UnknownNameError: If there is no such loss.
@@ -173,7 +175,7 @@ def build_distillation(
       state = optimizer.initialize(
         tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
       )
-    state, pseudo_gradient, metrics = tf.function(distil)(
+    new_state, pseudo_gradient, metrics = tf.function(distil)(
       student,
       teachers,
       optimizer,
@@ -185,6 +187,16 @@ def build_distillation(
       config=config,
       pad_id=pad_id,
     )
+    is_finite = tf.reduce_all(
+      [tf.reduce_all(tf.math.is_finite(d)) for d in pseudo_gradient]
+    )
+    nothing = tf.nest.map_structure(tf.zeros_like, pseudo_gradient)
+    state, pseudo_gradient = tf.nest.map_structure(
+      lambda new, old: tf.where(is_finite, new, old),
+      (new_state, pseudo_gradient),
+      (state, nothing),
+    )
+    metrics['rejected'] = 1 - tf.cast(is_finite, tf.float32)
     return collections.OrderedDict(
       state=state, pseudo_gradient=pseudo_gradient, metrics=metrics
     )

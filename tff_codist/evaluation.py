@@ -159,10 +159,13 @@ class Evaluator:
       labels += float(result['labels'])
     metrics = {name: value / labels for name, value in sums.items()}
     if self._agreement is not None:
-      result = self._agreement(tuple(models_weights.values()), self._x)
+      names = tuple(self._evaluations)
+      result = self._agreement(
+        tuple(models_weights[name] for name in names), self._x
+      )
       for metric in ('agreement_top1', 'agreement_kl'):
         metrics[f'exchange/{metric}'] = float(result[metric])
-      for name, entropy in zip(models_weights, result['entropy']):
+      for name, entropy in zip(names, result['entropy']):
         metrics[f'exchange/{name}/entropy'] = float(entropy)
     return metrics
 

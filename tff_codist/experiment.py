@@ -1,6 +1,7 @@
 """From a configuration to everything that a run needs."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -47,10 +48,11 @@ class Experiment(NamedTuple):
 
 
 def check_names(config: config_lib.Config) -> None:
-  """Checks every name that a registry holds, before any data is loaded.
+  """Checks names and what depends on them, before any data is loaded.
 
   Raises:
     UnknownNameError: If a name is unknown, with the nearest one.
+    ConfigError: If the algorithm or the server optimizer cannot take a value.
   """
   named = (
     (task_lib.tasks, config.task.name),
@@ -62,35 +64,51 @@ def check_names(config: config_lib.Config) -> None:
   for table, name in named:
     table[name]
   runtime.check(config.runtime.name)
+  if 'merged' in algorithm.algorithms[config.algorithm.name].config_groups:
+    config.pools.per_pool(
+      'merged.distillation_weight', config.merged.distillation_weight
+    )
   server_update.build_server_optimizer(config.server)
 
 
 def check_no_idle_field(
-  config: config_lib.Config, preset: config_lib.Config
+  config: config_lib.Config, given: Iterable[str]
 ) -> None:
-  """Checks that no field was set which the algorithm does not read.
+  """Checks that every field that was set is read by something.
 
   Args:
     config: The configuration.
-    preset: What it was changed from.
+    given: Full names of the fields that the user set.
 
   Raises:
-    ConfigError: If a changed field belongs to another algorithm.
+    ConfigError: If one of them belongs to another algorithm or server
+      optimizer, or is replaced by another field.
   """
   optional = {
     group
     for name in algorithm.algorithms.names()
     for group in algorithm.algorithms[name].config_groups
   }
-  name = config.algorithm.name
+  name, optimizer = config.algorithm.name, config.server.optimizer
   read = algorithm.algorithms[name].config_groups
-  for field in config_lib.differences(config, preset):
-    group = field.partition('.')[0]
+  for field in given:
+    group, _, leaf = field.partition('.')
+    reader = None
     if group in optional and group not in read:
+      reader = name
+    elif (
+      leaf in server_update.OPTIONAL_FIELDS
+      and group == 'server'
+      and leaf not in server_update.FIELDS_READ.get(optimizer, ())
+    ):
+      reader = optimizer
+    elif field == 'pools.clients_fraction' and config.pools.client_lists:
+      reader = '--pools.client_lists'
+    if reader:
       raise errors.ConfigError(
-        f'--{field}, which {name} does not read',
-        expected=f'fields that {name} reads',
-        fix='leave it out or choose another --algorithm.name',
+        f'--{field}, which has no effect with {reader}',
+        expected=f'fields that {reader} reads',
+        fix=f'leave it out or choose something else than {reader}',
       )
 
 

@@ -71,14 +71,14 @@ def from_list(path: str, client_ids: Iterable[str]) -> tuple[str, ...]:
     ConfigError: If the file lists no client, or one that does not exist.
   """
   try:
-    listed = set(pathlib.Path(path).read_text().split('\n'))
-  except OSError as error:
+    text = pathlib.Path(path).read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
     raise errors.DataNotFoundError(
       f'no readable file {path}',
       expected='a file with one client id a line',
       fix='correct --pools.client_lists',
     ) from error
-  listed = {line.strip() for line in listed} - {''}
+  listed = {line.strip() for line in text.splitlines()} - {''}
   unknown = sorted(listed - set(client_ids))
   if unknown or not listed:
     found = (

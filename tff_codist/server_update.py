@@ -102,6 +102,17 @@ server_optimizers: registry.Registry[BuildOptimizerFn] = registry.Registry(
 )
 
 
+# Fields of the configuration that only some optimizers read.
+FIELDS_READ = {
+  'fedavg': (),
+  'fedavgm': ('momentum',),
+  'fedadagrad': ('flavor', 'epsilon', 'initial_accumulator'),
+  'fedadam': ('flavor', 'beta1', 'beta2', 'epsilon', 'initial_accumulator'),
+  'fedyogi': ('flavor', 'beta1', 'beta2', 'epsilon', 'initial_accumulator'),
+}
+OPTIONAL_FIELDS = frozenset().union(*FIELDS_READ.values())
+
+
 @server_optimizers.register('fedavg')
 def _fedavg(config):
   return tff.learning.optimizers.build_sgdm(config.learning_rate)

@@ -4,7 +4,9 @@ import pytest
 
 import tasks  # noqa: F401
 from tff_codist import errors
+from tff_codist import experiment
 from tff_codist.program import command_line
+from tff_codist.program import run_folder
 from tff_codist.program import training
 
 
@@ -40,8 +42,15 @@ def _train(tmp_path, *flags):
     (['--merged.steps', '0'], 'above 0'),
     (['--pools.cohort_size', '1000'], 'a cohort of 1000'),
     (['--pools.client_lists', '/nowhere/a', '/nowhere/b'], 'no readable file'),
-    (['--algorithm.name', 'fed_avg', '--merged.steps', '3'], 'does not read'),
-    (['--periodic.period', '7'], 'does not read'),
+    (['--algorithm.name', 'fed_avg', '--merged.steps', '1'], 'no effect with'),
+    (['--periodic.period', '7'], 'no effect with merged_codist'),
+    (['--server.momentum', '0.5'], 'no effect with fedadam'),
+    (['--server.optimizer=fedavg', '--server.epsilon=1'], 'with fedavg'),
+    (['--seed=1', '--seed=2'], 'given 2 times'),
+    (['--quick=1'], 'command line'),
+    (['--preset'], 'command line'),
+    (['--merged.distillation_weight', '0.1', '0.2', '0.3'], 'each pool of'),
+    (['--program.rounds', '2.5'], 'invalid int'),
     (['--task.distillation_clients_fraction', '0'], 'unlabelled examples'),
   ],
 )
@@ -70,6 +79,57 @@ def test_folder_with_other_files_is_refused(tmp_path):
     _train(tmp_path)
 
 
+def test_run_dir_below_a_file_is_refused_before_data_is_loaded(tmp_path):
+  (tmp_path / 'run').touch()
+  with pytest.raises(errors.RunFolderError, match='cannot be used'):
+    _train(tmp_path)
+  with pytest.raises(errors.RunFolderError, match='cannot be used'):
+    training.train(_parse(tmp_path / 'run' / 'below'), tmp_path / 'run' / 'x')
+
+
+def _parse(run_dir, *flags):
+  return command_line.parse(
+    [*flags, f'--run_dir={run_dir}'], description=''
+  ).config
+
+
+def test_folder_in_which_another_process_trains_is_refused(tmp_path):
+  run_dir = tmp_path / 'run'
+  with (
+    run_folder.RunFolder(run_dir).lock(),
+    pytest.raises(errors.RunFolderError, match='another process'),
+  ):
+    training.train(_parse(run_dir), run_dir)
+
+
+def test_start_that_was_killed_early_can_be_repeated(tmp_path):
+  (tmp_path / '.config.json.123').touch()
+  run_folder.RunFolder(tmp_path).check(_parse(tmp_path))
+
+
+def test_run_with_an_edited_client_list_is_refused(tmp_path):
+  ids = experiment.build_experiment(_parse('r', '--quick')).train.client_ids
+  lists = [tmp_path / 'a', tmp_path / 'b']
+  for path in lists:
+    path.write_text('\n'.join(ids[:12]))
+  config = _parse('r', '--quick', '--pools.client_lists', *map(str, lists))
+  folder = run_folder.RunFolder(tmp_path / 'run')
+  folder.start(experiment.build_experiment(config), command='')
+  lists[0].write_text('\n'.join(ids[:13]))
+  with pytest.raises(errors.RunFolderError, match='other clients'):
+    folder.start(experiment.build_experiment(config), command='')
+
+
+def test_fed_avg_takes_any_number_of_pools():
+  config = _parse(
+    'r',
+    '--algorithm.name=fed_avg',
+    *('--pools.names', 'a', '--pools.models', 'small'),
+    *('--pools.clients_fraction', '1', '--pools.cohort_size', '2'),
+  )
+  experiment.build_experiment(config)
+
+
 def test_missing_run_dir():
   with pytest.raises(errors.ConfigError, match='run_dir'):
     command_line.parse([], description='')
@@ -96,6 +156,7 @@ def test_flags_override_the_preset():
       '--pools.cohort_size=4',
       '--merged.distillation_weight=0.25',
       '--merged.match_norm',
+      '--merged.norescale',
       '--server.initial_accumulator=0.5',
       '--server.flavor=reddi',
       '--seed=3',
@@ -107,6 +168,7 @@ def test_flags_override_the_preset():
   assert config.pools.cohort_size == (4,)
   assert config.merged.distillation_weight == (0.25,)
   assert config.merged.match_norm is True
+  assert config.merged.rescale is False
   assert config.server.initial_accumulator == 0.5
   assert config.program.rounds == 4
   assert config.seed == 3

@@ -100,6 +100,16 @@ def _sequential(*layers):
       'stateful layers',
     ),
     (
+      lambda: _sequential(
+        tf.keras.layers.GaussianNoise(0.5), tf.keras.layers.Dense(3)
+      ),
+      'stateful layers',
+    ),
+    (
+      lambda: tf.keras.Sequential([tf.keras.layers.Dense(3)]),
+      'begin it with an InputLayer',
+    ),
+    (
       lambda: _sequential(tf.keras.layers.Dense(3, activation='softmax')),
       'with an activation',
     ),

@@ -69,7 +69,7 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
   progress = recorders.ProgressBar(['a'], rounds=1)
   recorder = recorders.Recorder(folder, progress)
   folder.metrics.mkdir()
-  with pytest.raises(errors.StorageError, match='round 1'):
+  with pytest.raises(errors.StorageError, match='cannot be written'):
     recorder.record({'train/a/loss': 1.0}, 1)
 
 

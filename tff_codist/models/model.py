@@ -40,11 +40,13 @@ class Model:
       keras_fn: Function without arguments that builds the model. Its inputs
         have shape `[batch, ...]`, its outputs are logits, not probabilities,
         `[batch, num_classes]` or, for sequences, `[batch, length,
-        num_classes]`. It must be stateless: no batch normalisation, no
-        `Dropout` (which keeps a hidden generator).
+        num_classes]`. It must be built, and stateless: no batch normalisation,
+        no dropout or noise (which keep a hidden generator). Regularisation
+        losses of its layers are not added to the loss.
 
     Raises:
-      ConfigError: If the model keeps state, or does not end in logits.
+      ConfigError: If the model is not built, keeps state, or does not end in
+        logits.
     """
     self.name = name
     self._keras_fn = keras_fn
@@ -80,7 +82,7 @@ class Model:
     """Returns freshly drawn weights, a function of the arguments and layers.
 
     Keras draws from global generators. They are seeded for the call; Python's
-    and NumPy's are put back afterwards.
+    and NumPy's are put back afterwards, TensorFlow's cannot be.
 
     Args:
       seed: The run's seed.
@@ -122,12 +124,26 @@ class Model:
     return keras_model
 
 
+def _is_random(layer: tf.keras.layers.Layer) -> bool:
+  if not isinstance(layer, tf.keras.__internal__.layers.BaseRandomLayer):
+    return False
+  # Recurrent layers can drop inputs, but do not unless told so.
+  dropouts = [getattr(layer, a, 1) for a in ('dropout', 'recurrent_dropout')]
+  return any(dropouts)
+
+
 def _check_layers(name: str, keras_model: tf.keras.Model) -> None:
+  if not keras_model.built:
+    raise errors.ConfigError(
+      f'model {name!r} that does not know the shape of its inputs',
+      expected='a model that is built',
+      fix='begin it with an InputLayer',
+    )
   layers = list(keras_model._flatten_layers(include_self=False))
   stateful = [
     layer.name
     for layer in layers
-    if layer.non_trainable_weights or isinstance(layer, tf.keras.layers.Dropout)
+    if layer.non_trainable_weights or _is_random(layer)
   ]
   if stateful:
     raise errors.ConfigError(

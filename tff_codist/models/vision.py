@@ -125,7 +125,8 @@ def resnet18(input_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
   """Builds TFF's ResNet-18 v2 with GroupNorm, ending in logits.
 
   The network of Reddi et al.'s CIFAR-100 task (11,227,812 weights for 24x24x3
-  images and 100 classes), without the softmax at its end.
+  images and 100 classes), without the softmax at its end
+  and without regularisation.
   """
   keras_model = resnet_models.create_resnet18(
     input_shape=tuple(input_shape), num_classes=num_classes

@@ -97,9 +97,15 @@ class CheckpointManager(tff.program.ProgramStateManager):
     path = self._path(version)
     if not path.exists():
       raise tff.program.ProgramStateNotFoundError(version)
-    content = path.read_bytes()
-    checksum = self._checksum_path(version)
-    expected = checksum.read_text() if checksum.exists() else 'none'
+    try:
+      content = path.read_bytes()
+      expected = self._checksum_path(version).read_text()
+    except OSError as error:
+      raise errors.CheckpointError(
+        f'{path} that cannot be read with its checksum ({error.strerror})',
+        expected='both files as they were written',
+        fix='delete them, so that an older checkpoint is used',
+      ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
       raise errors.CheckpointError(
@@ -108,14 +114,16 @@ class CheckpointManager(tff.program.ProgramStateManager):
         fix='delete it, so that an older checkpoint is used',
       )
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-      names, _ = zip(*tree.flatten_with_path(structure))
-      if archive['names'].tobytes() != _encode(names):
-        raise errors.CheckpointError(
-          f'{path} with the state of another algorithm or version',
-          expected="the structure of this run's state",
-          fix='start the run in another folder',
-        )
-      leaves = [archive[f'leaf_{i}'] for i in range(len(names))]
+      names, places = zip(*tree.flatten_with_path(structure))
+      leaves = []
+      if archive['names'].tobytes() == _encode(names):
+        leaves = [archive[f'leaf_{i}'] for i in range(len(names))]
+    if [_form(leaf) for leaf in leaves] != [_form(place) for place in places]:
+      raise errors.CheckpointError(
+        f'{path} with the state of another algorithm or version',
+        expected="the structure of this run's state",
+        fix='start the run in another folder',
+      )
     return tree.unflatten_as(structure, leaves)
 
   async def load_latest(self, structure: Any) -> tuple[Any, int]:
@@ -143,6 +151,12 @@ class CheckpointManager(tff.program.ProgramStateManager):
         last_error = error
     raise last_error
 
+  async def remove_after(self, version: int) -> None:
+    """Removes all versions above one, which a resumed run will write again."""
+    for later in await self.get_versions() or ():
+      if later > version:
+        self._remove(later)
+
   async def remove_all(self) -> None:
     """Removes all versions."""
     for version in await self.get_versions() or ():
@@ -157,6 +171,11 @@ class CheckpointManager(tff.program.ProgramStateManager):
   def _remove(self, version: int) -> None:
     self._path(version).unlink(missing_ok=True)
     self._checksum_path(version).unlink(missing_ok=True)
+
+
+def _form(leaf: Any) -> tuple:
+  array = np.asarray(leaf)
+  return array.shape, array.dtype
 
 
 def _encode(names: tuple) -> bytes:

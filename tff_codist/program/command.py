@@ -1,6 +1,7 @@
 """How a command ends: errors as one line, and the exit code."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,10 +38,15 @@ def run(
     code = error.exit_code
   except stopping.StopRequested as stopped:
     print(
-      'Stopped, with a checkpoint; the same command goes on from there.',
+      'Stopped, with a checkpoint; the same command goes on from there.'
+      if stopped.has_checkpoint
+      else 'Stopped before the first round; the same command starts again.',
       file=sys.stderr,
     )
     code = 128 + stopped.signum
+  except KeyboardInterrupt:
+    print('Stopped.', file=sys.stderr)
+    code = 128 + signal.SIGINT
   except Exception:
     traceback.print_exc()
     code = 1

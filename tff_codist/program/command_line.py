@@ -25,15 +25,23 @@ class Arguments(NamedTuple):
   run_dir: str
 
 
-class _Parser(simple_parsing.ArgumentParser):
-  """A parser whose errors are ours."""
+class _ErrorMixin:
+  """Makes a parser's errors ours."""
 
   def error(self, message: str) -> NoReturn:
     raise errors.ConfigError(
       f'a command line with {message}',
       expected='flags as --help lists them',
-      fix='correct the command',
+      fix='correct the command (a negative value needs --flag=value)',
     )
+
+
+class _PresetParser(_ErrorMixin, argparse.ArgumentParser):
+  """Reads what is needed before the other flags have defaults."""
+
+
+class _Parser(_ErrorMixin, simple_parsing.ArgumentParser):
+  """Reads the whole command line."""
 
 
 def parse(argv: Sequence[str], *, description: str) -> Arguments:
@@ -47,12 +55,14 @@ def parse(argv: Sequence[str], *, description: str) -> Arguments:
     The arguments.
 
   Raises:
-    ConfigError: If a flag or a value is wrong; names come with the nearest.
+    ConfigError: If a flag or a value is wrong, is given twice or has no effect;
+      names come with the nearest.
   """
-  choice = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  given = _check_flags(argv)
+  choice = _PresetParser(add_help=False, allow_abbrev=False)
   choice.add_argument('--preset', default='digits')
   choice.add_argument('--quick', action='store_true')
-  chosen, rest = choice.parse_known_args(argv)
+  chosen, _ = choice.parse_known_args(argv)
   preset = task_lib.presets[chosen.preset](chosen.quick)
 
   parser = _Parser(
@@ -73,19 +83,35 @@ def parse(argv: Sequence[str], *, description: str) -> Arguments:
     '--run_dir', required=True, help='folder of the run, made if missing'
   )
   parser.add_arguments(config_lib.Config, dest='config', default=preset)
-  known = {
-    option for action in parser._actions for option in action.option_strings
-  }
-  for argument in rest:
-    flag = argument.partition('=')[0]
-    if flag.startswith('--') and known and flag not in known | _flags():
-      raise errors.UnknownNameError('flag', flag, known | _flags())
   parsed = parser.parse_args(argv)
-  config = parsed.config
-  experiment.check_names(config)
-  experiment.check_no_idle_field(config, preset)
-  return Arguments(config=config, run_dir=parsed.run_dir)
+  experiment.check_names(parsed.config)
+  experiment.check_no_idle_field(parsed.config, given)
+  return Arguments(config=parsed.config, run_dir=parsed.run_dir)
 
 
-def _flags() -> set[str]:
-  return {f'--{name}' for name in config_lib.flatten(config_lib.Config())}
+def _check_flags(argv: Sequence[str]) -> list[str]:
+  """Returns the configuration's fields that a command line sets.
+
+  Raises:
+    ConfigError: If a flag is unknown or given twice.
+  """
+  fields = config_lib.flatten(config_lib.Config())
+  fields_by_flag = {f'--{name}': name for name in fields}
+  for name, value in fields.items():
+    if isinstance(value, bool):
+      group, _, leaf = name.rpartition('.')
+      fields_by_flag[f'--{group}.no{leaf}'] = name
+  known = {*fields_by_flag, '--preset', '--quick', '--run_dir', '--help'}
+  flags = [a.partition('=')[0] for a in argv if a.startswith('--')]
+  for flag in flags:
+    if flag not in known:
+      raise errors.UnknownNameError('flag', flag, known)
+  names = [fields_by_flag.get(flag, flag) for flag in flags]
+  for name in names:
+    if names.count(name) > 1:
+      raise errors.ConfigError(
+        f'{name.lstrip("-")!r} given {names.count(name)} times',
+        expected='every flag once',
+        fix='leave out all but one',
+      )
+  return [name for name in names if name in fields]

@@ -12,7 +12,7 @@ def round_costs(pools: Sequence[pools_lib.Pool]) -> dict[str, int]:
 
   Down: |θ| floats for each client of the cohort. Up: |θ| floats and the
   client's weight in the mean. Distillation is the server's own work and sends
-  nothing. An aggregator that compresses sends less than this.
+  nothing. With `--client.aggregator compressed` the true uplink is smaller.
 
   Args:
     pools: The pools.

@@ -150,6 +150,10 @@ class EventFile(tff.program.ReleaseManager):
     self._add(step, summary=summary_pb2.Summary(value=values))
     self._writer.flush()
 
+  def close(self) -> None:
+    """Ends the writer's thread."""
+    self._writer.close()
+
   def _add(self, step: int, **content) -> None:
     self._writer.add_event(
       event_pb2.Event(wall_time=time.time(), step=step, **content)
@@ -167,12 +171,13 @@ class Recorder:
       progress: The terminal's part.
     """
     self._folder = folder
+    try:
+      self._events = EventFile(folder.events)
+    except OSError as error:
+      raise self._storage_error(error) from error
+    self._progress = progress
     self._manager = tff.program.GroupingReleaseManager(
-      [
-        CsvFile(folder.metrics),
-        EventFile(folder.events),
-        progress,
-      ]
+      [CsvFile(folder.metrics), self._events, progress]
     )
 
   def record(self, metrics: Mapping[str, Any], round_num: int) -> None:
@@ -191,9 +196,16 @@ class Recorder:
     try:
       asyncio.run(self._manager.release(metrics, round_num))
     except OSError as error:
-      raise errors.StorageError(
-        f'metrics of round {round_num} that cannot be written to '
-        f'{self._folder.path} ({error})',
-        expected='a writable folder with free space',
-        fix='free space, then start the command again to resume',
-      ) from error
+      raise self._storage_error(error) from error
+
+  def close(self) -> None:
+    """Ends the terminal's and TensorBoard's part."""
+    self._progress.close()
+    self._events.close()
+
+  def _storage_error(self, error: OSError) -> errors.StorageError:
+    return errors.StorageError(
+      f'metrics that cannot be written to {self._folder.path} ({error})',
+      expected='a writable folder with free space',
+      fix='free space, then start the command again to resume',
+    )

@@ -1,6 +1,8 @@
 """The folder of one run: what it belongs to and whether it is finished."""
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -8,6 +10,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -75,15 +78,7 @@ class RunFolder:
       RunFolderError: If the folder belongs to another configuration, or holds
         other files.
     """
-    if not self._config.exists():
-      if self.path.exists() and (
-        not self.path.is_dir() or any(self.path.iterdir())
-      ):
-        raise errors.RunFolderError(
-          f'{self.path}, which holds something else than a run',
-          expected='a new or empty folder, or the folder of this run',
-          fix='choose another --run_dir',
-        )
+    if not self._is_run():
       return
     different = config_lib.differences(self.read_config(), config)
     if different:
@@ -97,6 +92,63 @@ class RunFolder:
         fix='choose another --run_dir or leave those fields as they are there',
       )
 
+  def _is_run(self) -> bool:
+    """Returns whether a run is in the folder; false if one can be put there."""
+    try:
+      if self._config.exists():
+        return True
+      # A kill while the first file was written leaves its temporary form.
+      if self.path.exists() and any(
+        not entry.name.startswith(f'.{self._config.name}.')
+        for entry in self.path.iterdir()
+      ):
+        raise errors.RunFolderError(
+          f'{self.path}, which holds something else than a run',
+          expected='a new or empty folder, or the folder of this run',
+          fix='choose another --run_dir',
+        )
+      parent = next(p for p in (self.path, *self.path.parents) if p.exists())
+      if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise NotADirectoryError(f'{parent} is no folder that can be written')
+    except OSError as error:
+      raise errors.RunFolderError(
+        f'a run folder {self.path} that cannot be used ({error})',
+        expected='a folder that this user may write',
+        fix='choose another --run_dir',
+      ) from error
+    return False
+
+  @contextlib.contextmanager
+  def lock(self) -> Iterator[None]:
+    """Makes the folder and keeps other processes from training in it.
+
+    The system ends the lock with the process, also when it is killed.
+
+    Raises:
+      RunFolderError: If another process trains in it.
+      StorageError: If the folder cannot be made.
+    """
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      descriptor = os.open(self.path, os.O_RDONLY)
+    except OSError as error:
+      raise errors.StorageError(
+        f'a run folder {self.path} that cannot be made ({error})',
+        expected='a folder that this user may write',
+        fix='choose another --run_dir',
+      ) from error
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield
+    except BlockingIOError as error:
+      raise errors.RunFolderError(
+        f'another process that trains in {self.path}',
+        expected='one process in a run folder',
+        fix='wait for it, or choose another --run_dir',
+      ) from error
+    finally:
+      os.close(descriptor)
+
   def start(
     self, experiment: experiment_lib.Experiment, *, command: str
   ) -> None:
@@ -107,14 +159,26 @@ class RunFolder:
       command: The command line.
 
     Raises:
+      RunFolderError: If the run in the folder has other clients, as when a
+        list of clients was edited.
       StorageError: If the folder cannot be written.
     """
+    contents = {
+      self._config: config_lib.to_json(experiment.config).encode(),
+      self.path / 'pools.json': _to_json(_membership(experiment)),
+      self.path / 'environment.json': _to_json(_environment(command)),
+    }
+    pools = self.path / 'pools.json'
+    if pools.exists() and pools.read_bytes() != contents[pools]:
+      raise errors.RunFolderError(
+        f'a run with other clients in {self.path}',
+        expected='the pools of its pools.json, to resume it',
+        fix='choose another --run_dir or put the lists of clients back',
+      )
+    for path, content in contents.items():
+      if not path.exists():
+        files.write(path, content)
     self._failed.unlink(missing_ok=True)
-    if self._config.exists():
-      return
-    files.write(self.path / 'environment.json', _to_json(_environment(command)))
-    files.write(self.path / 'pools.json', _to_json(_membership(experiment)))
-    files.write(self._config, config_lib.to_json(experiment.config).encode())
 
   def finish(self) -> None:
     """Marks the run as finished."""

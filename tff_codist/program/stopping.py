@@ -10,11 +10,13 @@ class StopRequested(BaseException):
 
   Attributes:
     signum: The signal.
+    has_checkpoint: Whether the run can go on from a checkpoint.
   """
 
   def __init__(self, signum: int):
     super().__init__(signum)
     self.signum = signum
+    self.has_checkpoint = False
 
 
 class StopOnSignal(contextlib.AbstractContextManager):

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import pathlib
 import shlex
 import sys
+import tempfile
 import time
 import traceback
 
@@ -26,9 +28,11 @@ from tff_codist.program import stopping
 def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   """Trains in a run folder, from its last checkpoint if it has one.
 
-  The folder's files are described in the README. SIGINT and SIGTERM end the
-  current round, write a checkpoint and raise `StopRequested`; the same call
-  later goes on from there, bit-equal to a run that was never stopped.
+  The folder's files are described in the README. At SIGINT and SIGTERM the
+  current round is given up, the one before it is written as a checkpoint, and
+  `StopRequested` is raised; the same call later goes on from there, bit-equal
+  to a run that was never stopped. Call it in the main thread, which gets the
+  signals, and not inside a running event loop.
 
   Args:
     config: The configuration.
@@ -50,16 +54,17 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   with stopping.StopOnSignal() as stop:
     with stop.interruptible():
       experiment = experiment_lib.build_experiment(config)
-    folder.start(experiment, command=shlex.join(sys.argv))
-    try:
-      with runtime.install(config.runtime.name):
-        _run_rounds(experiment, folder, stop)
-    except stopping.StopRequested:
-      raise
-    except Exception:
-      folder.fail(traceback.format_exc())
-      raise
-    folder.finish()
+    with folder.lock():
+      folder.start(experiment, command=shlex.join(sys.argv))
+      try:
+        with runtime.install(config.runtime.name):
+          _run_rounds(experiment, folder, stop)
+      except stopping.StopRequested:
+        raise
+      except Exception:
+        folder.fail(traceback.format_exc())
+        raise
+      folder.finish()
 
 
 def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
@@ -106,6 +111,7 @@ def _run_rounds(
   checkpoint_manager = _checkpoint_manager(folder, config)
   saved, last_round = asyncio.run(checkpoint_manager.load_latest(state))
   state = state if saved is None else saved
+  asyncio.run(checkpoint_manager.remove_after(last_round))
 
   evaluator = _evaluator(experiment)
   progress = recorders.ProgressBar(
@@ -123,7 +129,7 @@ def _run_rounds(
       asyncio.run(checkpoint_manager.save(state, last_round))
 
   try:
-    if saved is None:
+    if last_round == 0:
       with stop.interruptible():
         metrics = _evaluate(evaluator, algorithm.models(state))
       recorder.record(metrics, 0)
@@ -142,12 +148,13 @@ def _run_rounds(
       state, last_round = new_state, round_num
       if is_last or round_num % program.rounds_per_checkpoint == 0:
         save()
-  except stopping.StopRequested:
+  except stopping.StopRequested as stopped:
     save()
+    stopped.has_checkpoint = True
     raise
   finally:
     loader.close()
-    progress.close()
+    recorder.close()
   for pool in experiment.pools:
     _save_model(pool, algorithm.models(state)[pool.name], folder)
 
@@ -191,8 +198,7 @@ def _check_finite(models_weights, round_num: int) -> None:
 
 def _save_model(pool, weights, folder: run_folder_lib.RunFolder) -> None:
   """Saves a pool's final model as Keras's own file."""
-  folder.models.mkdir(exist_ok=True)
-  temporary = folder.models / f'.{pool.name}.keras'
-  pool.model.to_keras(weights).save(temporary, save_format='keras')
-  files.write(folder.models / f'{pool.name}.keras', temporary.read_bytes())
-  temporary.unlink()
+  with tempfile.TemporaryDirectory() as temporary:
+    path = pathlib.Path(temporary) / 'model.keras'
+    pool.model.to_keras(weights).save(path, save_format='keras')
+    files.write(folder.models / f'{pool.name}.keras', path.read_bytes())
