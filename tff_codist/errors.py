@@ -34,6 +34,10 @@ class ConfigError(CodistError, ValueError):
   exit_code = 2
 
 
+# A message lists at most so many names.
+_MOST_NAMES = 12
+
+
 class UnknownNameError(ConfigError):
   """A name that no registry, preset or field has."""
 
@@ -42,7 +46,9 @@ class UnknownNameError(ConfigError):
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     super().__init__(
       f'unknown {kind} {name!r}',
-      expected=f'one of {", ".join(known)}',
+      expected=f'one of {", ".join(known)}'
+      if len(known) <= _MOST_NAMES
+      else f'a known {kind}',
       fix=f'use {nearest[0]!r}' if nearest else f'choose a known {kind}',
     )
     self.nearest = nearest[0] if nearest else None
