@@ -80,6 +80,17 @@ def test_state_of_another_structure_is_refused(manager):
     asyncio.run(manager.load(1, {'other': np.zeros(3)}))
 
 
+def test_resumed_run_removes_later_and_half_written_checkpoints(
+  manager, tmp_path
+):
+  for version in (1, 2):
+    _save(manager, version)
+  (tmp_path / 'checkpoints' / '.round_00000003.npz.42').touch()
+  asyncio.run(manager.remove_after(1))
+  names = {p.name for p in (tmp_path / 'checkpoints').iterdir()}
+  assert names == {'round_00000001.npz', 'round_00000001.npz.sha256'}
+
+
 def test_missing_and_existing_versions(manager):
   with pytest.raises(tff.program.ProgramStateNotFoundError):
     asyncio.run(manager.load(5, _state()))

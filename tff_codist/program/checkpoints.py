@@ -152,10 +152,15 @@ class CheckpointManager(tff.program.ProgramStateManager):
     raise last_error
 
   async def remove_after(self, version: int) -> None:
-    """Removes all versions above one, which a resumed run will write again."""
+    """Removes what a resumed run will write again: all versions above one.
+
+    Also what a kill left half-written; no other process may be writing here.
+    """
     for later in await self.get_versions() or ():
       if later > version:
         self._remove(later)
+    for half_written in self._root_dir.glob(f'.{_PREFIX}*'):
+      half_written.unlink()
 
   async def remove_all(self) -> None:
     """Removes all versions."""
