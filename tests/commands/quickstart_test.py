@@ -40,5 +40,5 @@ def test_prints_a_table_of_models_and_algorithms_and_pictures(tmp_path):
 def test_wrong_input(tmp_path):
   done = _run('--seeds=0', f'--out={tmp_path / "out"}')
   assert done.returncode == 2
-  assert done.stderr.startswith('error: Found --seeds 0')
+  assert done.stderr.splitlines()[-1].startswith('error: Found --seeds 0')
   assert not (tmp_path / 'out').exists()

@@ -163,7 +163,7 @@ def test_other_configuration_in_the_folder_is_refused(whole):
   run_dir, _ = whole
   done = _run('train.py', *_SMALL, '--seed=2', f'--run_dir={run_dir}')
   assert done.returncode == 2
-  assert done.stderr.startswith('error: Found')
+  assert done.stderr.splitlines()[-1].startswith('error: Found')
   assert 'seed: 1 there, 2 now' in done.stderr
   assert 'Traceback' not in done.stderr
 

@@ -1,6 +1,7 @@
 """Tests for the digits task: the split over clients and the presets."""
 
 import collections
+import math
 
 import numpy as np
 import pytest
@@ -130,4 +131,4 @@ def test_digits_pools_are_large_enough_for_their_cohorts():
   for fraction, cohort_size in zip(
     config.pools.clients_fraction, config.pools.cohort_size
   ):
-    assert fraction * training >= cohort_size
+    assert math.ceil(fraction * training) >= cohort_size
