@@ -44,6 +44,8 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
     DataError: If data is missing or corrupt; nothing is written.
     RunFolderError: If the folder is not this run's; nothing is written.
     CheckpointError: If there are checkpoints and none is intact.
+    StorageError: If the folder cannot be written, as on a full disk.
+    WorkerError: If the runtime's worker does not start, or dies twice.
     NonFiniteModelError: If a model is not finite any more.
     StopRequested: After SIGINT or SIGTERM.
   """
