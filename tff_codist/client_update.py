@@ -149,9 +149,7 @@ def train_on_client(
 
   pseudo_gradient = tf.nest.map_structure(tf.subtract, weights, trained)
   has_examples = tf.cast(num_examples > 0, tf.float32)
-  is_finite = tf.reduce_all(
-    [tf.reduce_all(tf.math.is_finite(g)) for g in pseudo_gradient]
-  )
+  is_finite = models.all_finite(pseudo_gradient)
   keep = tf.cast(is_finite, tf.float32)
   weight = (
     tf.cast(num_examples, tf.float32)

@@ -187,9 +187,7 @@ def build_distillation(
       config=config,
       pad_id=pad_id,
     )
-    is_finite = tf.reduce_all(
-      [tf.reduce_all(tf.math.is_finite(d)) for d in pseudo_gradient]
-    )
+    is_finite = models.all_finite(pseudo_gradient)
     nothing = tf.nest.map_structure(tf.zeros_like, pseudo_gradient)
     state, pseudo_gradient = tf.nest.map_structure(
       lambda new, old: tf.where(is_finite, new, old),

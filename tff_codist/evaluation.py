@@ -197,9 +197,8 @@ def build_agreement(
 
   @tf.function
   def sums_on(weights, x, mask):
-    logits = [
-      model.logits(w, preprocess(x)) for model, w in zip(pool_models, weights)
-    ]
+    inputs = preprocess(x)
+    logits = [model.logits(w, inputs) for model, w in zip(pool_models, weights)]
     pairs = list(itertools.permutations(logits, 2))
     same = tf.add_n(
       [

@@ -84,23 +84,24 @@ def check_no_idle_field(
     ConfigError: If one of them belongs to another algorithm or server
       optimizer, or is replaced by another field.
   """
-  optional = {
+  optional_groups = {
     group
     for name in algorithm.algorithms.names()
     for group in algorithm.algorithms[name].config_groups
   }
+  optimizers = server_update.server_optimizers
+  optional_fields = {
+    f'server.{field}'
+    for name in optimizers.names()
+    for field in optimizers[name].fields
+  }
   name, optimizer = config.algorithm.name, config.server.optimizer
-  read = algorithm.algorithms[name].config_groups
   for field in given:
     group, _, leaf = field.partition('.')
     reader = None
-    if group in optional and group not in read:
+    if group in optional_groups - set(algorithm.algorithms[name].config_groups):
       reader = name
-    elif (
-      leaf in server_update.OPTIONAL_FIELDS
-      and group == 'server'
-      and leaf not in server_update.FIELDS_READ.get(optimizer, ())
-    ):
+    elif field in optional_fields and leaf not in optimizers[optimizer].fields:
       reader = optimizer
     elif field == 'pools.clients_fraction' and config.pools.client_lists:
       reader = '--pools.client_lists'

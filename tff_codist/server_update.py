@@ -97,35 +97,52 @@ class ReddiOptimizer(tff.learning.optimizers.Optimizer):
 BuildOptimizerFn = Callable[
   [config_lib.ServerConfig], tff.learning.optimizers.Optimizer
 ]
-server_optimizers: registry.Registry[BuildOptimizerFn] = registry.Registry(
+
+
+class OptimizerEntry(NamedTuple):
+  """A server optimizer's row in the table.
+
+  Attributes:
+    build: `config -> Optimizer`.
+    fields: Fields of `ServerConfig` that it reads beside the learning rate.
+      Setting one that only other optimizers read is an error.
+  """
+
+  build: BuildOptimizerFn
+  fields: tuple = ()
+
+
+server_optimizers: registry.Registry[OptimizerEntry] = registry.Registry(
   'server optimizer'
 )
 
-
-# Fields of the configuration that only some optimizers read.
-FIELDS_READ = {
-  'fedavg': (),
-  'fedavgm': ('momentum',),
-  'fedadagrad': ('flavor', 'epsilon', 'initial_accumulator'),
-  'fedadam': ('flavor', 'beta1', 'beta2', 'epsilon', 'initial_accumulator'),
-  'fedyogi': ('flavor', 'beta1', 'beta2', 'epsilon', 'initial_accumulator'),
-}
-OPTIONAL_FIELDS = frozenset().union(*FIELDS_READ.values())
+_ADAPTIVE = ('flavor', 'epsilon', 'initial_accumulator')
+_WITH_DECAYS = (*_ADAPTIVE, 'beta1', 'beta2')
 
 
-@server_optimizers.register('fedavg')
+def register(name: str, *fields: str):
+  """Enters a builder into the table under `name`; see `OptimizerEntry`."""
+
+  def enter(build: BuildOptimizerFn) -> BuildOptimizerFn:
+    server_optimizers.register(name)(OptimizerEntry(build, fields))
+    return build
+
+  return enter
+
+
+@register('fedavg')
 def _fedavg(config):
   return tff.learning.optimizers.build_sgdm(config.learning_rate)
 
 
-@server_optimizers.register('fedavgm')
+@register('fedavgm', 'momentum')
 def _fedavgm(config):
   return tff.learning.optimizers.build_sgdm(
     config.learning_rate, momentum=config.momentum
   )
 
 
-@server_optimizers.register('fedadam')
+@register('fedadam', *_WITH_DECAYS)
 def _fedadam(config):
   if config.flavor == 'tff':
     if config.initial_accumulator:
@@ -142,7 +159,7 @@ def _fedadam(config):
   )
 
 
-@server_optimizers.register('fedyogi')
+@register('fedyogi', *_WITH_DECAYS)
 def _fedyogi(config):
   if config.flavor == 'tff':
     return tff.learning.optimizers.build_yogi(
@@ -157,7 +174,7 @@ def _fedyogi(config):
   )
 
 
-@server_optimizers.register('fedadagrad')
+@register('fedadagrad', *_ADAPTIVE)
 def _fedadagrad(config):
   if config.flavor == 'tff':
     return tff.learning.optimizers.build_adagrad(
@@ -192,7 +209,7 @@ def build_server_optimizer(
     UnknownNameError: If there is no such optimizer.
     ConfigError: If the flavor does not have the configured start.
   """
-  return server_optimizers[config.optimizer](config)
+  return server_optimizers[config.optimizer].build(config)
 
 
 class ServerUpdate(NamedTuple):
@@ -242,9 +259,7 @@ def build_server_update(
   )
   def step(state, weights, pseudo_gradient):
     new_state, new_weights = optimizer.next(state, weights, pseudo_gradient)
-    is_finite = tf.reduce_all(
-      [tf.reduce_all(tf.math.is_finite(g)) for g in pseudo_gradient]
-    )
+    is_finite = models.all_finite(pseudo_gradient)
     state, weights = tf.nest.map_structure(
       lambda new, old: tf.where(is_finite, new, old),
       (new_state, new_weights),

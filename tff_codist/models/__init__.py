@@ -2,9 +2,10 @@
 
 from tff_codist.models.model import Model
 from tff_codist.models.model import Weights
+from tff_codist.models.model import all_finite
 from tff_codist.models.vision import cnn
 from tff_codist.models.vision import mlp
 from tff_codist.models.vision import resnet
 from tff_codist.models.vision import resnet18
 
-__all__ = ['Model', 'Weights', 'cnn', 'mlp', 'resnet', 'resnet18']
+__all__ = ['Model', 'Weights', 'all_finite', 'cnn', 'mlp', 'resnet', 'resnet18']

@@ -124,6 +124,11 @@ class Model:
     return keras_model
 
 
+def all_finite(weights: Weights) -> tf.Tensor:
+  """Returns whether every entry of weights, or of their change, is finite."""
+  return tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in weights])
+
+
 def _is_random(layer: tf.keras.layers.Layer) -> bool:
   if not isinstance(layer, tf.keras.__internal__.layers.BaseRandomLayer):
     return False
