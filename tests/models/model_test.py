@@ -72,6 +72,18 @@ def test_gradients_reach_every_weight(model):
   [
     # TFF's ResNet-18 for CIFAR-100.
     (functools.partial(models.resnet18, (24, 24, 3), 100), 11_227_812),
+    # The CNN of McMahan et al. (arXiv 1602.05629).
+    (
+      functools.partial(
+        models.cnn,
+        (28, 28, 1),
+        10,
+        widths=(32, 64),
+        dense=(512,),
+        kernel_size=5,
+      ),
+      1_663_370,
+    ),
     # 64·32 + 32 + 32·10 + 10.
     (functools.partial(models.mlp, (8, 8, 1), 10, widths=(32,)), 2_410),
   ],

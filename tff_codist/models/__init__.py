@@ -1,5 +1,7 @@
 """Logits models as pure functions of weights."""
 
+from tff_codist.models.language import lstm
+from tff_codist.models.language import transformer
 from tff_codist.models.model import Model
 from tff_codist.models.model import Weights
 from tff_codist.models.model import all_finite
@@ -8,4 +10,14 @@ from tff_codist.models.vision import mlp
 from tff_codist.models.vision import resnet
 from tff_codist.models.vision import resnet18
 
-__all__ = ['Model', 'Weights', 'all_finite', 'cnn', 'mlp', 'resnet', 'resnet18']
+__all__ = [
+  'Model',
+  'Weights',
+  'all_finite',
+  'cnn',
+  'lstm',
+  'mlp',
+  'resnet',
+  'resnet18',
+  'transformer',
+]

@@ -6,6 +6,7 @@ one on clients and as the student or the frozen teacher at the server, with
 whatever weights are passed in.
 """
 
+import math
 import random
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ class Model:
     input_shape: Shape of one input, without the batch dimension.
     input_dtype: Type of the inputs.
     num_classes: Length C of a logits vector.
+    num_logits: Logits of one example: C, for sequences C times their length.
     num_parameters: Number of trainable weights, |θ|.
     weights_type: TFF type of the weights, a tuple of float32 tensors.
   """
@@ -63,6 +65,7 @@ class Model:
     self.input_shape = tuple(inputs.shape[1:])
     self.input_dtype = inputs.dtype
     self.num_classes = int(outputs.shape[-1])
+    self.num_logits = math.prod(size or 1 for size in outputs.shape[1:])
     self.num_parameters = keras_model.count_params()
     self.weights_type = tff.StructWithPythonType(
       [
@@ -132,9 +135,13 @@ def all_finite(weights: Weights) -> tf.Tensor:
 def _is_random(layer: tf.keras.layers.Layer) -> bool:
   if not isinstance(layer, tf.keras.__internal__.layers.BaseRandomLayer):
     return False
-  # Recurrent layers can drop inputs, but do not unless told so.
-  dropouts = [getattr(layer, a, 1) for a in ('dropout', 'recurrent_dropout')]
-  return any(dropouts)
+  # Attention and recurrent layers can drop inputs, but do not unless told so.
+  rates = [
+    getattr(layer, name)
+    for name in ('rate', 'dropout', 'recurrent_dropout')
+    if hasattr(layer, name)
+  ]
+  return not rates or any(rates)
 
 
 def _check_layers(name: str, keras_model: tf.keras.Model) -> None:

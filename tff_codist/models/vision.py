@@ -46,10 +46,11 @@ def cnn(
   widths: Sequence[int],
   dense: Sequence[int],
   depth: int = 1,
+  kernel_size: int = 3,
 ) -> tf.keras.Model:
   """Builds a plain convolutional network with ReLU, without normalisation.
 
-  Each stage is `depth` 3x3 convolutions and a 2x2 max pooling; dense layers
+  Each stage is `depth` convolutions and a 2x2 max pooling; dense layers
   follow. In the first hundred rounds of federated averaging on clients with
   label skew it learns faster than networks with GroupNorm.
 
@@ -59,13 +60,14 @@ def cnn(
     widths: Channels of each stage.
     dense: Units of each hidden dense layer.
     depth: Convolutions in a stage, at least 1.
+    kernel_size: Height and width of a convolution.
   """
   layers = tf.keras.layers
   keras_model = tf.keras.Sequential([layers.InputLayer(tuple(input_shape))])
   for width in widths:
     for _ in range(depth):
       keras_model.add(
-        layers.Conv2D(width, 3, padding='same', activation='relu')
+        layers.Conv2D(width, kernel_size, padding='same', activation='relu')
       )
     keras_model.add(layers.MaxPool2D())
   keras_model.add(layers.Flatten())
