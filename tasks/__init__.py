@@ -2,5 +2,7 @@
 
 from tasks import cifar100
 from tasks import digits
+from tasks import emnist
+from tasks import stackoverflow
 
-__all__ = ['cifar100', 'digits']
+__all__ = ['cifar100', 'digits', 'emnist', 'stackoverflow']
