@@ -7,6 +7,7 @@ and the table of the comparison over seeds. Loads no TensorFlow.
 
   bin/plot.py --run_dir runs/a
   bin/plot.py --run_dir runs/a --run_dir runs/b --out comparison
+  bin/plot.py --run_dir runs/a --metric questions/accuracy
 """
 
 import argparse
@@ -44,20 +45,28 @@ def main(argv):
     type=int,
     default=5,
     metavar='N',
-    help='evaluations in the mean accuracy of the table (default: 5)',
+    help='evaluations in the mean of the table (default: 5)',
+  )
+  parser.add_argument(
+    '--metric',
+    default='accuracy',
+    metavar='NAME',
+    help='what the table and the curves show: the end of a column '
+    'eval/<pool>/NAME of metrics.csv, such as loss (default: accuracy)',
   )
   arguments = parser.parse_args(argv)
   loaded = [reports.load_run(run_dir) for run_dir in arguments.run_dir]
+  metric = arguments.metric
   # The table comes first: it refuses runs that cannot be compared.
   if len(loaded) == 1:
-    table = reports.summary_table(loaded[0], last=arguments.last)
-    paths = reports.plot_run(loaded[0], arguments.out)
+    table = reports.summary_table(loaded[0], last=arguments.last, metric=metric)
+    paths = reports.plot_run(loaded[0], arguments.out, metric=metric)
   else:
-    table = reports.comparison_table(loaded, last=arguments.last)
+    table = reports.comparison_table(loaded, last=arguments.last, metric=metric)
     out = pathlib.Path(arguments.out or 'comparison')
-    paths = reports.plot_comparison(loaded, out)
+    paths = reports.plot_comparison(loaded, out, metric=metric)
     paths.append(out / 'comparison.csv')
-    text = reports.comparison_csv(loaded, last=arguments.last)
+    text = reports.comparison_csv(loaded, last=arguments.last, metric=metric)
     files.write(paths[-1], text.encode())
   print('\n'.join(map(str, paths)), end='\n\n')
   print(table, end='')

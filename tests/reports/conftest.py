@@ -1,9 +1,20 @@
 """Run folders written by hand."""
 
 import csv
+import itertools
 import json
 
 import pytest
+
+
+def _counts(clients):
+  """Returns clients as in pools.json from label counts, or as they are."""
+  return {
+    client: {'examples': sum(counts), 'labels': counts}
+    if isinstance(counts, list)
+    else counts
+    for client, counts in clients.items()
+  }
 
 
 @pytest.fixture
@@ -22,6 +33,7 @@ def write_run(tmp_path):
     config=None,
     clients=None,
     num_classes=2,
+    domains=(),
     done=True,
   ):
     """Writes one run.
@@ -35,8 +47,10 @@ def write_run(tmp_path):
       task: Name of the task.
       metrics: More columns, by name the values by round.
       config: More fields of config.json.
-      clients: By pool, the label counts by client; None is one client each.
+      clients: By pool and client, what was counted, or the label counts alone;
+        None is one client each.
       num_classes: Number of labels.
+      domains: Names of the task's domains.
       done: Whether the run has finished.
     """
     accuracies = accuracies or {'small': [0.5, 0.6, 0.7]}
@@ -62,18 +76,39 @@ def write_run(tmp_path):
       **(config or {}),
     }
     (folder / 'config.json').write_text(json.dumps(tree, indent=2))
-    pools = {
-      pool: {
-        'model': f'cnn_{pool}',
-        'num_parameters': 1234567,
-        'cohort_size': 1,
-        'clients': (clients or {}).get(pool, {'a': [1] * num_classes}),
-      }
+    of_pools = {
+      pool: _counts((clients or {}).get(pool, {'a': [1] * num_classes}))
       for pool in accuracies
     }
-    (folder / 'pools.json').write_text(
-      json.dumps({'num_classes': num_classes, 'pools': pools})
-    )
+    overlaps = {
+      f'{a} & {b}': len(of_pools[a].keys() & of_pools[b].keys())
+      for a, b in itertools.combinations(of_pools, 2)
+    }
+    pools = {
+      'num_classes': num_classes,
+      'domains': list(domains),
+      'num_clients': len(set().union(*of_pools.values())),
+      'counted_clients': len(set().union(*of_pools.values())),
+      'pools': {
+        pool: {
+          'model': f'cnn_{pool}',
+          'num_parameters': 1234567,
+          'cohort_size': 1,
+          'domains': [],
+          'num_clients': len(of_pool),
+          'clients': of_pool,
+        }
+        for pool, of_pool in of_pools.items()
+      },
+      'overlaps': overlaps,
+      'disjoint': not any(overlaps.values()),
+      'distillation_clients': 3,
+      'distillation_examples': 1000,
+      'distillation_origin': {'clients': 800, 'noise': 200},
+      'validation_clients': 0,
+      'fingerprint': {},
+    }
+    (folder / 'pools.json').write_text(json.dumps(pools))
     if done:
       (folder / 'DONE').touch()
     return folder

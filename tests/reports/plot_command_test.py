@@ -28,11 +28,12 @@ def test_plot_one_run_prints_its_pictures_and_summary(plot, write_run):
   done = plot('--run_dir', folder)
   assert (done.returncode, done.stderr) == (0, '')
   lines = done.stdout.splitlines()
-  assert lines[:2] == [
+  assert lines[:3] == [
     str(folder / 'plots' / 'accuracy.png'),
     str(folder / 'plots' / 'pools.png'),
+    str(folder / 'plots' / 'sizes.png'),
   ]
-  assert all(pathlib.Path(line).exists() for line in lines[:2])
+  assert all(pathlib.Path(line).exists() for line in lines[:3])
   assert 'accuracy, mean of last 2       65.00%' in lines
 
 
@@ -49,6 +50,18 @@ def test_plot_several_runs_compares_them(plot, write_run, tmp_path):
   assert 'at the last evaluation' in done.stdout
   # The runs' own folders stay as they were.
   assert not (folders[0] / 'plots').exists()
+
+
+def test_plot_shows_another_metric(plot, write_run):
+  folder = write_run(metrics={'eval/small/loss': {0: 2.0, 10: 1.5, 20: 1.0}})
+  done = plot('--run_dir', folder, '--metric', 'loss')
+  assert (done.returncode, done.stderr) == (0, '')
+  lines = done.stdout.splitlines()
+  assert lines[0] == str(folder / 'plots' / 'loss.png')
+  assert 'loss, mean of last 2         1.25' in lines
+  done = plot('--run_dir', folder, '--metric', 'accurcy')
+  assert done.returncode == 2
+  assert 'one of accuracy, loss' in done.stderr
 
 
 def test_plot_says_in_one_line_what_is_wrong(plot, write_run, tmp_path):

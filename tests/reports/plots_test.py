@@ -1,7 +1,6 @@
 import struct
 import warnings
 
-import numpy as np
 import pytest
 from matplotlib import image
 
@@ -63,7 +62,7 @@ def _check_picture(path):
   assert pixels.std() > 0.05
 
 
-@pytest.mark.parametrize('pools', [('small',), ('small', 'large', 'huge')])
+@pytest.mark.parametrize('pools', [('small',), tuple('abcde')])
 def test_plot_run_draws_every_picture_into_the_run_folder(load, pools):
   run = load(pools=pools)
   paths = plots.plot_run(run)
@@ -73,6 +72,7 @@ def test_plot_run_draws_every_picture_into_the_run_folder(load, pools):
     'bytes_against_accuracy.png',
     'norms.png',
     'pools.png',
+    'sizes.png',
   ]
   assert sorted((run.path / 'plots').iterdir()) == sorted(paths)
   for path in paths:
@@ -84,7 +84,8 @@ def test_plot_run_leaves_out_what_was_not_measured(load, tmp_path):
     metrics={}, accuracies={'small': [0.5]}, rounds=[0], pools=('small',)
   )
   paths = plots.plot_run(run, tmp_path / 'elsewhere')
-  assert [path.name for path in paths] == ['accuracy.png', 'pools.png']
+  names = [path.name for path in paths]
+  assert names == ['accuracy.png', 'pools.png', 'sizes.png']
   assert not (run.path / 'plots').exists()
 
 
@@ -101,10 +102,16 @@ def test_plot_run_survives_zeros_and_values_that_are_not_finite(load):
       'exchange/small/cosine': dict.fromkeys(zeros, 'nan'),
       'cost/small/uplink_bytes': zeros,
     },
-    clients={'small': {}},
+    clients={'small': {'a': [0, 0]}},
   )
   names = [path.name for path in plots.plot_run(run)]
-  assert names == ['accuracy.png', 'agreement.png', 'norms.png']
+  assert names == [
+    'accuracy.png',
+    'agreement.png',
+    'norms.png',
+    'pools.png',
+    'sizes.png',
+  ]
 
 
 def test_norms_survive_a_model_that_diverges(load, tmp_path):
@@ -134,7 +141,7 @@ def test_plot_comparison_of_seeds_and_runs_of_different_length(load, tmp_path):
 
 def test_plot_comparison_has_a_look_for_many_algorithms(load, tmp_path):
   many = [load(f'{i}', algorithm=f'a{i}', pools=('small',)) for i in range(12)]
-  _check_picture(plots.accuracy(many, tmp_path)[0])
+  _check_picture(plots.evaluations(many, tmp_path)[0])
 
 
 def test_an_algorithm_has_the_same_colour_in_all_pictures(load, tmp_path):
@@ -164,15 +171,63 @@ def test_norms_of_many_rounds_are_drawn_in_blocks(load, tmp_path):
   _check_picture(plots.norms(load(last=330), tmp_path)[0])
 
 
-def test_pools_shows_at_most_500_clients_and_keeps_the_file_small(
-  load, tmp_path
-):
-  rng = np.random.default_rng(0)
-  counts = rng.multinomial(50, rng.dirichlet(np.full(100, 0.1), size=800))
-  clients = {f'client_{i}': row.tolist() for i, row in enumerate(counts)}
-  few = dict(list(clients.items())[:100])
-  run = load(clients={'small': clients, 'large': few}, num_classes=100)
-  _check_picture(plots.pools(run, tmp_path)[0])
+@pytest.mark.parametrize(
+  ('metric', 'values'),
+  [
+    ('accuracy_p10', [0.1, 0.2, 0.3]),
+    ('loss', [9.2, 'nan', 5.1]),
+    ('perplexity', ['inf', 1e4, 90.5]),
+    ('questions/accuracy', [0.0, 0.0, 0.0]),
+  ],
+)
+def test_a_metric_that_one_pool_lacks_is_drawn(load, tmp_path, metric, values):
+  run = load(
+    accuracies={'small': [0.5] * 3, 'large': [0.5] * 3},
+    rounds=(0, 10, 20),
+    metrics={
+      f'eval/large/{metric}': dict(zip((0, 10, 20), values)),
+      'cost/large/uplink_bytes': {1: 10**6, 11: 10**6},
+    },
+  )
+  paths = [
+    *plots.evaluations([run], tmp_path, metric=metric),
+    *plots.communication([run], tmp_path, metric=metric),
+  ]
+  stem = metric.replace('/', '_')
+  names = [path.name for path in paths]
+  assert names == [f'{stem}.png', f'bytes_against_{stem}.png']
+  for path in paths:
+    _check_picture(path)
+
+
+def test_a_metric_that_a_run_lacks_is_refused(load, tmp_path):
+  runs_of_two = [
+    load('a', metrics={'eval/small/loss': {0: 1.0}}),
+    load('b', algorithm='merged_codist', metrics={}),
+  ]
+  expected = r"no metric 'loss' in .*b/metrics.csv; expected one of accuracy\."
+  with pytest.raises(errors.ConfigError, match=expected):
+    plots.plot_comparison(runs_of_two, tmp_path, metric='loss')
+  assert not list(tmp_path.glob('*.png'))
+
+
+def test_domains_have_a_panel_each(load, tmp_path):
+  metrics = {
+    f'eval/{pool}/{domain}/accuracy': {0: 0.1, 10: 0.2, 20: 0.3}
+    for pool in ('small', 'large')
+    for domain in ('answers', 'questions')
+  }
+  several = [
+    load('a', metrics=metrics, domains=('answers', 'questions')),
+    load('b', metrics=metrics, domains=('answers', 'questions'), seed=2),
+    load('c', metrics={}, algorithm='merged_codist'),
+  ]
+  one = plots.plot_run(several[0], tmp_path / 'one')
+  assert tmp_path / 'one' / 'domains.png' in one
+  both = plots.plot_comparison(several, tmp_path / 'both')
+  assert tmp_path / 'both' / 'domains.png' in both
+  for path in (*one, *both):
+    _check_picture(path)
 
 
 def test_pictures_are_the_same_bytes_when_drawn_again(load, tmp_path):
@@ -185,4 +240,4 @@ def test_pictures_are_the_same_bytes_when_drawn_again(load, tmp_path):
 def test_a_picture_that_cannot_be_written_is_a_storage_error(load, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(errors.StorageError, match='cannot be written'):
-    plots.accuracy([load()], tmp_path / 'file')
+    plots.evaluations([load()], tmp_path / 'file')

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -123,13 +124,7 @@ def test_load_run_names_file_and_line_of_torn_json(write_run, name):
     ('config.json', '[]', 'line 1: a JSON list'),
     ('config.json', '{"task": {}}', 'no value for task.name'),
     ('config.json', '{"task": {"name": 3}}', '3 for task.name'),
-    ('pools.json', '{"num_classes": 2, "pools": {}}', 'pools  in'),
-    (
-      'pools.json',
-      '{"num_classes": 2, "pools": {"small": {"model": "m", "num_parameters":'
-      ' 1, "cohort_size": 1, "clients": {"a": [1]}}}}',
-      r"pools.small.clients\['a'\] in .* without 2 counts",
-    ),
+    ('pools.json', '{"num_classes": 2}', 'no value for num_clients'),
   ],
 )
 def test_load_run_names_the_field_that_is_wrong(
@@ -139,6 +134,46 @@ def test_load_run_names_the_field_that_is_wrong(
   (folder / name).write_text(content)
   with pytest.raises(errors.RunFolderError, match=message):
     runs.load_run(folder)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'pools': {}}, 'pools  in'),
+    ({'disjoint': 1}, '1 for disjoint'),
+    ({'num_clients': True}, 'True for num_clients'),
+    ({'domains': ['answers']}, 'small.clients.*domains in .* without 1 counts'),
+    ({'num_classes': 3}, r"clients\['a'\].labels in .* without 3 counts"),
+  ],
+)
+def test_load_run_checks_the_pools(write_run, change, message):
+  counts = {'a': {'examples': 2, 'labels': [1, 1], 'domains': []}}
+  folder = write_run(clients={'small': counts})
+  path = folder / 'pools.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+  with pytest.raises(errors.RunFolderError, match=message):
+    runs.load_run(folder)
+
+
+def test_load_run_refuses_a_pool_without_a_client(write_run):
+  with pytest.raises(errors.RunFolderError, match=r'no client in pools.small'):
+    runs.load_run(write_run(clients={'small': {}}))
+
+
+def test_metrics_of_the_evaluation_are_listed(write_run):
+  metrics = {
+    'eval/small/loss': {0: 1.0},
+    'eval/small/questions/accuracy': {0: 0.5},
+    'train/small/loss': {1: 1.0},
+  }
+  run = runs.load_run(write_run(metrics=metrics))
+  assert run.metric_names == {'accuracy', 'loss', 'questions/accuracy'}
+  rounds, values = run.evaluations('small', 'questions/accuracy')
+  assert (rounds.tolist(), values.tolist()) == ([0], [0.5])
+  assert run.evaluations('small', 'answers/accuracy') is None
+  expected = 'expected one of accuracy, loss, questions/accuracy'
+  with pytest.raises(errors.ConfigError, match=expected):
+    runs.check_metric([run], 'perplexity')
 
 
 def test_group_by_algorithm_puts_fed_avg_first_and_sorts_seeds(write_run):
@@ -171,7 +206,8 @@ def test_reports_do_not_import_tensorflow():
   # In a process of its own: other tests of this one do import it.
   program = (
     'import sys\n'
-    'from tff_codist.reports import plots, runs, tables\n'
+    'from tff_codist import reports\n'
+    'assert reports.plot_run and reports.membership_table\n'
     'heavy = {name.split(".")[0] for name in sys.modules}\n'
     'heavy &= {"tensorflow", "tensorflow_federated", "jax", "keras"}\n'
     'sys.exit(f"imported {sorted(heavy)}" if heavy else 0)\n'

@@ -101,6 +101,35 @@ def test_summary_table_of_two_pools_is_as_by_hand(load):
   ]
 
 
+def test_summary_table_of_a_metric_where_lower_is_better(load):
+  run = load(
+    accuracies={'small': [0.1] * 3, 'large': [0.1] * 3},
+    metrics={'eval/large/perplexity': {0: 9000.0, 10: 80.0, 20: 100.0}},
+  )
+  lines = tables.summary_table(run, metric='perplexity').splitlines()
+  assert 'perplexity, mean of last 2          -         90' in lines
+  assert 'perplexity, final                   -        100' in lines
+  assert '  lowest seen* (round)              -    80 (10)' in lines
+  assert lines[-1].startswith('* picked on the evaluation data: too low')
+
+
+def test_summary_table_says_how_the_models_teach(load):
+  run = load(
+    accuracies={'small': [0.1] * 3, 'large': [0.1] * 3},
+    metrics={
+      'exchange/small/validation_accuracy': {0: 0.25, 10: 0.5},
+      'exchange/small/entropy': {0: 2.0, 10: 1.5},
+      'exchange/large/entropy': {0: 2.0, 10: 1.25},
+      'exchange/large/teachers_refused': {1: 1, 2: 0, 3: 1},
+    },
+  )
+  lines = tables.summary_table(run).splitlines()
+  assert 'accuracy on validation, final         0.5           -' in lines
+  assert 'entropy on U (nats), final            1.5        1.25' in lines
+  assert 'teachers refused, total                 -           2' in lines
+  assert not any(line.startswith('calibration') for line in lines)
+
+
 def test_summary_table_with_one_evaluation_has_no_throughput(load):
   table = tables.summary_table(
     load(accuracies={'small': [0.1]}, rounds=[0], done=False)
@@ -140,10 +169,10 @@ def test_compare_pairs_by_seed_when_the_seeds_are_the_same(three_seeds):
   assert (base.pool, base.model) == ('small', 'cnn_small')
   assert base.algorithm == 'fed_avg'
   assert base.seeds == merged.seeds == (1, 2, 3)
-  assert base.accuracy == pytest.approx(0.42)
+  assert base.mean == pytest.approx(0.42)
   assert base.spread == pytest.approx(0.02)
   assert (base.difference, base.standard_error, base.is_paired) == (None,) * 3
-  assert merged.accuracy == pytest.approx(0.45)
+  assert merged.mean == pytest.approx(0.45)
   assert merged.spread == pytest.approx(0.01 * math.sqrt(7))
   assert merged.difference == pytest.approx(0.03)
   assert merged.standard_error == pytest.approx(0.01 / math.sqrt(3))
@@ -173,7 +202,7 @@ def test_compare_with_one_seed_has_no_spread_and_no_error(three_seeds):
 
 def test_compare_takes_the_last_evaluation_alone(three_seeds):
   base, _ = tables.compare(three_seeds, last=1)
-  assert base.accuracy == pytest.approx(0.43)
+  assert base.mean == pytest.approx(0.43)
 
 
 def test_compare_only_compares_the_same_model(load):
@@ -228,6 +257,36 @@ def test_comparison_table_as_markdown_is_as_by_hand(three_seeds):
     '| cnn_small (small) | merged_codist | 3 | 46.00 | 2.65 | +3.00 | 0.58 |'
     ' paired |',
   ]
+
+
+def test_comparison_of_another_metric_is_in_its_own_unit(load):
+  runs_of_two = [
+    load(
+      algorithm,
+      algorithm=algorithm,
+      accuracies={'small': [0.1] * 3, 'large': [0.1] * 3},
+      metrics={'eval/small/questions/perplexity': {10: value}},
+    )
+    for algorithm, value in (('fed_avg', 123.456), ('merged_codist', 120.0))
+  ]
+  metric = 'questions/perplexity'
+  lines = tables.comparison_table(
+    runs_of_two, last=1, metric=metric
+  ).splitlines()
+  assert lines[0].startswith('Questions/perplexity on digits, at the last ')
+  assert lines[4:] == [
+    'algorithm          n  perplexity  spread  difference  error',
+    '-----------------------------------------------------------',
+    'cnn_small (small)',
+    '  fed_avg          1       123.5       -           -      -',
+    '  merged_codist    1         120       -      -3.456      -  paired',
+  ]
+  text = tables.comparison_csv(runs_of_two, last=1, metric=metric)
+  rows = list(csv.DictReader(io.StringIO(text)))
+  found = [(row['metric'], row['unit'], row['mean']) for row in rows]
+  assert found == [(metric, '', '123.456'), (metric, '', '120')]
+  with pytest.raises(errors.ConfigError, match='no metric'):
+    tables.comparison_table(runs_of_two, metric='answers/perplexity')
 
 
 def test_comparison_table_notes_what_weakens_it(load):
@@ -300,13 +359,15 @@ def test_comparison_csv_has_the_numbers_in_percent(three_seeds):
     'algorithm': 'fed_avg',
     'n': '3',
     'seeds': '1 2 3',
+    'metric': 'accuracy',
+    'unit': 'percent',
     'last_evaluations': '5',
-    'accuracy_percent': '42',
-    'spread_points': '2',
-    'difference_points': '',
-    'standard_error_points': '',
+    'mean': '42',
+    'spread': '2',
+    'difference': '',
+    'standard_error': '',
     'is_paired': '',
   }
-  assert rows[1]['difference_points'] == '3'
-  assert rows[1]['standard_error_points'] == '0.577350269'
+  assert rows[1]['difference'] == '3'
+  assert rows[1]['standard_error'] == '0.577350269'
   assert rows[1]['is_paired'] == 'true'

@@ -1,11 +1,14 @@
 """Tables and plots of finished and running experiments.
 
-Reads run folders and nothing else. TensorFlow is never imported: a table takes
-a second, also beside a training that has taken the machine.
+Reads run folders, or what goes into them, and nothing else. TensorFlow is never
+imported: a table takes a second, also beside a training that has taken the
+machine.
 """
 
+from tff_codist.reports.heterogeneity import membership_table
 from tff_codist.reports.plots import plot_comparison
 from tff_codist.reports.plots import plot_run
+from tff_codist.reports.pool_plots import plot_membership
 from tff_codist.reports.runs import Run
 from tff_codist.reports.runs import load_run
 from tff_codist.reports.tables import comparison_csv
@@ -17,7 +20,9 @@ __all__ = [
   'comparison_csv',
   'comparison_table',
   'load_run',
+  'membership_table',
   'plot_comparison',
+  'plot_membership',
   'plot_run',
   'summary_table',
 ]

@@ -1,16 +1,12 @@
 """Pictures of one run and of several.
 
 Every function writes PNG files and returns their paths; a picture whose metrics
-were not measured is left out. Colours are those of Okabe and Ito (and of Tol's
-muted scheme beyond seven), which readers with any colour vision tell apart;
-pools also differ in line style and marker. Where several seeds were run, lines
-are means and bands reach from the lowest to the highest seed, over the rounds
-that every seed has.
+were not measured is left out. Where several seeds were run, lines are means and
+bands reach from the lowest to the highest seed, over the rounds that every seed
+has.
 """
 
 import functools
-import io
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Optional, Union
@@ -18,124 +14,91 @@ from typing import Optional, Union
 import matplotlib
 import numpy as np
 from matplotlib import axes as mpl_axes
-from matplotlib import axis as mpl_axis
-from matplotlib import colors
 from matplotlib import figure
 from matplotlib import lines
 from matplotlib import patches
 from matplotlib import ticker
 
-from tff_codist import files
+from tff_codist.reports import metrics as metrics_lib
+from tff_codist.reports import pool_plots
 from tff_codist.reports import runs as runs_lib
+from tff_codist.reports import style
 
-_OKABE_ITO = (
-  '#0072b2',
-  '#d55e00',
-  '#009e73',
-  '#cc79a7',
-  '#e69f00',
-  '#56b4e9',
-  '#000000',
-)
-_TOL_MUTED = (
-  '#332288',
-  '#cc6677',
-  '#117733',
-  '#88ccee',
-  '#882255',
-  '#ddcc77',
-  '#44aa99',
-  '#aa4499',
-  '#999933',
-)
-_LINE_STYLES = ('-', '--', ':', '-.')
-_MARKERS = ('o', 's', '^', 'D')
-_GREY = '#8c8c8c'
-_STYLE = {
-  'font.size': 10,
-  'axes.titlesize': 11,
-  'axes.titlelocation': 'left',
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.grid': True,
-  'grid.color': '#e6e6e6',
-  'grid.linewidth': 0.7,
-  'axes.axisbelow': True,
-  'legend.frameon': False,
-  'legend.fontsize': 9,
-  'lines.linewidth': 1.6,
-  'lines.markersize': 4.5,
-}
-_DPI = 120
-# More points than this on a line and markers would hide it.
-_MARKED_POINTS = 25
 # Noisy metrics of single rounds are drawn in at most so many blocks.
 _BLOCKS = 50
-# Rows of a heat map that are still one pixel high.
-_CLIENTS_SHOWN = 500
 _BYTES_PER_MEGABYTE = 1e6
-
-# 40%, 2.5%: no more digits than the tick needs.
-_PERCENT = ticker.FuncFormatter(lambda share, _: f'{100 * share:.4g}%')
-_NUMBER = ticker.FuncFormatter(lambda value, _: f'{value:,.6g}')
-
-_OutDir = Union[str, os.PathLike]
 
 
 def plot_run(
-  run: runs_lib.Run, out_dir: Optional[_OutDir] = None
+  run: runs_lib.Run,
+  out_dir: Optional[style.OutDir] = None,
+  *,
+  metric: str = metrics_lib.DEFAULT,
 ) -> list[pathlib.Path]:
   """Draws all pictures of one run.
 
   Args:
     run: The run.
     out_dir: Where they go; None is `plots/` in the run folder.
+    metric: The metric of the evaluation over rounds and bytes, see `metrics`.
 
   Returns:
     The files, those whose metrics the run has.
 
   Raises:
+    ConfigError: If the run has no such metric.
     StorageError: If a file cannot be written.
   """
   out_dir = run.path / 'plots' if out_dir is None else out_dir
   return [
-    *accuracy([run], out_dir),
+    *evaluations([run], out_dir, metric=metric),
+    *domains([run], out_dir),
     *agreement([run], out_dir),
-    *bytes_against_accuracy([run], out_dir),
+    *communication([run], out_dir, metric=metric),
     *norms(run, out_dir),
-    *pools(run, out_dir),
+    *pool_plots.plot_membership(
+      run.pools, out_dir, task=run.task, seed=run.seed
+    ),
   ]
 
 
 def plot_comparison(
-  runs: Sequence[runs_lib.Run], out_dir: _OutDir
+  runs: Sequence[runs_lib.Run],
+  out_dir: style.OutDir,
+  *,
+  metric: str = metrics_lib.DEFAULT,
 ) -> list[pathlib.Path]:
   """Draws the pictures that compare several runs.
 
   Args:
     runs: Runs of one task; at most one for each algorithm and seed.
     out_dir: Where they go.
+    metric: See `plot_run`.
 
   Returns:
     The files.
 
   Raises:
-    ConfigError: If there are no runs.
+    ConfigError: If there are no runs, or one has no such metric.
     RunFolderError: If the runs cannot be compared, see
       `runs.group_by_algorithm`.
     StorageError: If a file cannot be written.
   """
   return [
-    *accuracy(runs, out_dir),
+    *evaluations(runs, out_dir, metric=metric),
+    *domains(runs, out_dir),
     *agreement(runs, out_dir),
-    *bytes_against_accuracy(runs, out_dir),
+    *communication(runs, out_dir, metric=metric),
   ]
 
 
-def accuracy(
-  runs: Sequence[runs_lib.Run], out_dir: _OutDir
+def evaluations(
+  runs: Sequence[runs_lib.Run],
+  out_dir: style.OutDir,
+  *,
+  metric: str = metrics_lib.DEFAULT,
 ) -> list[pathlib.Path]:
-  """Draws each model's accuracy over the rounds, `accuracy.png`.
+  """Draws a metric of each model over the rounds, e.g. `accuracy.png`.
 
   With one algorithm, colour is the pool; with several, colour is the algorithm
   and line style the pool.
@@ -143,9 +106,48 @@ def accuracy(
   Args:
     runs: See `plot_comparison`.
     out_dir: Where the picture goes.
+    metric: See `plot_run`.
 
   Returns:
-    The file.
+    The file, named after the metric.
+
+  Raises:
+    ConfigError: If there are no runs, or one has no such metric.
+    RunFolderError: If the runs cannot be compared.
+    StorageError: If the file cannot be written.
+  """
+  groups = runs_lib.group_by_algorithm(runs)
+  runs_lib.check_metric(runs, metric)
+  with matplotlib.rc_context(style.RC):
+    picture, axes = _axes(1)
+    _draw_models(axes[0], groups, metric)
+    _metric_axis(
+      axes[0], metric, f'{metric}\non the evaluation data', runs[0].num_classes
+    )
+    _round_axis(axes[0])
+    title = f'{metrics_lib.title(metric)} over rounds'
+    axes[0].set_title(_title(title, groups))
+    _legend(
+      picture,
+      groups,
+      with_pools=True,
+      with_chance=metrics_lib.has_chance(metric),
+    )
+    name = f'{metrics_lib.file_stem(metric)}.png'
+    return [style.save(picture, out_dir, name)]
+
+
+def domains(
+  runs: Sequence[runs_lib.Run], out_dir: style.OutDir
+) -> list[pathlib.Path]:
+  """Draws each model's accuracy on each domain over rounds, `domains.png`.
+
+  Args:
+    runs: See `plot_comparison`.
+    out_dir: Where the picture goes.
+
+  Returns:
+    The file; empty if no run was evaluated by domain.
 
   Raises:
     ConfigError: If there are no runs.
@@ -153,21 +155,27 @@ def accuracy(
     StorageError: If the file cannot be written.
   """
   groups = runs_lib.group_by_algorithm(runs)
-  with matplotlib.rc_context(_STYLE):
-    picture, axes = _axes(1)
-    for algorithm, group in groups.items():
-      for pool in _pool_names(group):
-        series = _over_seeds(group, f'eval/{pool}/accuracy')
-        _draw(axes[0], *series, **_look(groups, algorithm, pool))
-    _accuracy_axis(axes[0], runs[0])
-    _round_axis(axes[0])
-    axes[0].set_title(_title('Accuracy over rounds', groups))
+  names = [
+    domain
+    for domain in dict.fromkeys(d for run in runs for d in run.domains)
+    if any(f'{domain}/accuracy' in run.metric_names for run in runs)
+  ]
+  if not names:
+    return []
+  with matplotlib.rc_context(style.RC):
+    picture, axes = _axes(len(names), sharey=True)
+    for panel, domain in zip(axes, names):
+      metric = f'{domain}/accuracy'
+      _draw_models(panel, groups, metric)
+      _metric_axis(panel, metric, f'{domain}\naccuracy', runs[0].num_classes)
+    _round_axis(axes[-1])
+    axes[0].set_title(_title('Accuracy by domain over rounds', groups))
     _legend(picture, groups, with_pools=True, with_chance=True)
-    return [_save(picture, out_dir, 'accuracy.png')]
+    return [style.save(picture, out_dir, 'domains.png')]
 
 
 def agreement(
-  runs: Sequence[runs_lib.Run], out_dir: _OutDir
+  runs: Sequence[runs_lib.Run], out_dir: style.OutDir
 ) -> list[pathlib.Path]:
   """Draws how far the models agree, top-1 and KL, `agreement.png`.
 
@@ -190,7 +198,7 @@ def agreement(
   )
   if not any(groups.values()):
     return []
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(style.RC):
     picture, axes = _axes(2)
     for panel, column in zip(axes, columns):
       for algorithm, group in groups.items():
@@ -199,20 +207,23 @@ def agreement(
           _draw(panel, *series, **_look(groups, algorithm))
     axes[0].set_ylabel('same top-1 label\n(% of examples)')
     axes[0].set_ylim(0, 1)
-    axes[0].yaxis.set_major_formatter(_PERCENT)
+    axes[0].yaxis.set_major_formatter(style.PERCENT)
     axes[1].set_ylabel('KL between models\n(nats)')
     axes[1].set_ylim(bottom=0)
     _round_axis(axes[1])
     axes[0].set_title(_title('Agreement between the models', groups))
     if len(groups) > 1:
       _legend(picture, groups)
-    return [_save(picture, out_dir, 'agreement.png')]
+    return [style.save(picture, out_dir, 'agreement.png')]
 
 
-def bytes_against_accuracy(
-  runs: Sequence[runs_lib.Run], out_dir: _OutDir
+def communication(
+  runs: Sequence[runs_lib.Run],
+  out_dir: style.OutDir,
+  *,
+  metric: str = metrics_lib.DEFAULT,
 ) -> list[pathlib.Path]:
-  """Draws accuracy over communication, `bytes_against_accuracy.png`.
+  """Draws a metric over communication, e.g. `bytes_against_accuracy.png`.
 
   The x axis sums the bytes that the clients of the model's own pool sent and
   received up to each evaluation, in megabytes (10^6 bytes), on a log scale. The
@@ -221,25 +232,29 @@ def bytes_against_accuracy(
   Args:
     runs: See `plot_comparison`.
     out_dir: Where the picture goes.
+    metric: See `plot_run`.
 
   Returns:
-    The file; empty if no run has counted bytes yet.
+    The file, named after the metric; empty if no run has counted bytes yet.
 
   Raises:
-    ConfigError: If there are no runs.
+    ConfigError: If there are no runs, or one has no such metric.
     RunFolderError: If the runs cannot be compared.
     StorageError: If the file cannot be written.
   """
   groups = runs_lib.group_by_algorithm(runs)
-  groups = _select(groups, _has_sent)
+  runs_lib.check_metric(runs, metric)
+  groups = _select(groups, lambda run: _has_sent(run, metric))
   if not any(groups.values()):
     return []
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(style.RC):
     picture, axes = _axes(1)
     for algorithm, group in groups.items():
       for pool in _pool_names(group):
-        rounds, values = _over_seeds(group, f'eval/{pool}/accuracy')
-        members = [run for run in group if pool in run.pool_names]
+        members = [run for run in group if run.evaluations(pool, metric)]
+        if not members:
+          continue
+        rounds, values = _over_seeds(members, f'eval/{pool}/{metric}')
         megabytes = np.mean(
           [_megabytes_until(run, pool, rounds) for run in members], axis=0
         )
@@ -250,19 +265,28 @@ def bytes_against_accuracy(
           values[:, sent],
           **_look(groups, algorithm, pool),
         )
-    _accuracy_axis(axes[0], runs[0])
+    _metric_axis(
+      axes[0], metric, f'{metric}\non the evaluation data', runs[0].num_classes
+    )
     # Models differ in size by orders of magnitude.
     axes[0].set_xscale('log')
-    _log_ticks(axes[0].xaxis)
+    style.log_ticks(axes[0].xaxis)
     axes[0].set_xlabel(
       "up- and downlink of the model's pool so far (MB, 10⁶ bytes, log scale)"
     )
-    axes[0].set_title(_title('Accuracy against communication', groups))
-    _legend(picture, groups, with_pools=True, with_chance=True)
-    return [_save(picture, out_dir, 'bytes_against_accuracy.png')]
+    title = f'{metrics_lib.title(metric)} against communication'
+    axes[0].set_title(_title(title, groups))
+    _legend(
+      picture,
+      groups,
+      with_pools=True,
+      with_chance=metrics_lib.has_chance(metric),
+    )
+    name = f'bytes_against_{metrics_lib.file_stem(metric)}.png'
+    return [style.save(picture, out_dir, name)]
 
 
-def norms(run: runs_lib.Run, out_dir: _OutDir) -> list[pathlib.Path]:
+def norms(run: runs_lib.Run, out_dir: style.OutDir) -> list[pathlib.Path]:
   """Draws the two pseudo-gradients' norms and their cosine, `norms.png`.
 
   Noisy rounds hide each other: more than 50 are drawn as the mean and the
@@ -288,7 +312,7 @@ def norms(run: runs_lib.Run, out_dir: _OutDir) -> list[pathlib.Path]:
   if not measured:
     return []
   groups = {run.algorithm: [run]}
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(style.RC):
     picture, axes = _axes(2)
     has_zeros, has_positive, block_size = False, False, 1
     for pool, kind in measured:
@@ -305,11 +329,11 @@ def norms(run: runs_lib.Run, out_dir: _OutDir) -> list[pathlib.Path]:
     notes = ['zeros not shown'] if has_zeros else []
     if has_positive:
       axes[0].set_yscale('log')
-      _log_ticks(axes[0].yaxis)
+      style.log_ticks(axes[0].yaxis)
       notes.insert(0, 'log scale')
     axes[0].set_ylabel(f'L2 norm\n({", ".join(notes)})' if notes else 'L2 norm')
     axes[1].set_ylim(-1, 1)
-    axes[1].axhline(0, color=_GREY, linewidth=0.8, zorder=1)
+    axes[1].axhline(0, color=style.GREY, linewidth=0.8, zorder=1)
     axes[1].set_ylabel('cosine between\nthe two')
     _round_axis(axes[1])
     title = _title('Federated and distillation pseudo-gradients', groups)
@@ -318,137 +342,23 @@ def norms(run: runs_lib.Run, out_dir: _OutDir) -> list[pathlib.Path]:
     axes[0].set_title(title)
     handles = _model_handles(groups, by_style=False)
     handles += [
-      lines.Line2D([], [], color=_GREY, linestyle=style, label=label)
-      for label, style in (('federated', '-'), ('distillation', '--'))
+      lines.Line2D([], [], color=style.GREY, linestyle=dashes, label=label)
+      for label, dashes in (('federated', '-'), ('distillation', '--'))
     ]
     picture.legend(handles=handles, loc='outside right center')
-    return [_save(picture, out_dir, 'norms.png')]
+    return [style.save(picture, out_dir, 'norms.png')]
 
 
-def pools(run: runs_lib.Run, out_dir: _OutDir) -> list[pathlib.Path]:
-  """Draws who is in which pool and has which labels, `pools.png`.
-
-  A row is a client. Clients are sorted by their pools, then by their most
-  frequent label, so that skewed label distributions show as a diagonal. Of more
-  than 500 clients, every so many are shown, and the title says so.
-
-  Args:
-    run: The run.
-    out_dir: Where the picture goes.
-
-  Returns:
-    The file; empty if no pool has a client.
-
-  Raises:
-    StorageError: If the file cannot be written.
-  """
-  of_client: dict[str, Sequence[int]] = {}
-  for pool in run.pool_names:
-    of_client.update(run.pools['pools'][pool]['clients'])
-  if not of_client:
-    return []
-  counts = np.array(list(of_client.values()), dtype=np.float64)
-  is_member = np.array(
-    [
-      [client in run.pools['pools'][pool]['clients'] for pool in run.pool_names]
-      for client in of_client
-    ]
-  )
-  sizes = counts.sum(axis=1)
-  shares = counts / np.maximum(sizes, 1)[:, np.newaxis]
-  # The last key is the first to sort by: clients of the scarcest pool on top.
-  by_scarcity = np.argsort(-is_member.sum(axis=0), kind='stable')
-  order = np.lexsort(
-    (
-      -shares.max(axis=1),
-      shares.argmax(axis=1),
-      *(~is_member[:, pool] for pool in by_scarcity),
-    )
-  )
-  if order.size > _CLIENTS_SHOWN:
-    shown = np.linspace(0, order.size - 1, _CLIENTS_SHOWN).round().astype(int)
-    order = order[shown]
-  with matplotlib.rc_context({**_STYLE, 'axes.grid': False}):
-    picture = _pools_picture(run, is_member[order], shares[order], sizes[order])
-    title = f'{len(of_client):,} clients of {run.task}, seed {run.seed}'
-    if order.size < len(of_client):
-      title += f' ({order.size} of them shown)'
-    reserved = len(run.pools.get('distillation_clients', ()))
-    if reserved:
-      title += f'; {reserved:,} more give unlabelled data to the server'
-    picture.suptitle(title, x=0.01, ha='left', fontsize=11)
-    return [_save(picture, out_dir, 'pools.png')]
-
-
-def _pools_picture(
-  run: runs_lib.Run,
-  is_member: np.ndarray,
-  shares: np.ndarray,
-  sizes: np.ndarray,
-) -> figure.Figure:
-  """Draws membership, label heat map and sizes of clients beside each other."""
-  num_clients, num_pools = is_member.shape
-  picture = figure.Figure(figsize=(9.0, 6.0), layout='constrained')
-  membership, heat, size = picture.subplots(
-    1, 3, sharey=True, width_ratios=[0.4 + 0.35 * num_pools, 6, 1.3]
-  )
-  # Colours as numbers: light grey where the client is not in the pool.
-  cells = np.full((num_clients, num_pools, 3), 0.94)
-  for index, pool in enumerate(run.pool_names):
-    colour = _look({run.algorithm: [run]}, run.algorithm, pool)['color']
-    cells[is_member[:, index], index] = colors.to_rgb(colour)
-  # The same extent for all three: client k fills k - 0.5 to k + 0.5.
-  options = {'aspect': 'auto', 'interpolation': 'nearest'}
-  membership.imshow(cells, **options)
-  for edge in range(1, num_pools):
-    membership.axvline(edge - 0.5, color='white', linewidth=3)
-  membership.set_xticks(
-    range(num_pools),
-    [
-      f'{pool} ({len(run.pools["pools"][pool]["clients"]):,})'
-      for pool in run.pool_names
-    ],
-    rotation=45,
-    ha='right',
-    rotation_mode='anchor',
-  )
-  membership.set_ylabel('client, sorted by pool and most frequent label')
-  membership.yaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
-  membership.set_title('pool')
-
-  # The square root of the share, or one client with a single label would fade
-  # all others; the colour bar has the same scale.
-  scale = colors.PowerNorm(0.5, vmin=0, vmax=max(shares.max(), 1e-9))
-  image = heat.imshow(shares, cmap='Blues', norm=scale, **options)
-  heat.xaxis.set_major_locator(ticker.MaxNLocator(10, integer=True))
-  heat.set_xlabel('label')
-  heat.set_title("share of the client's examples with each label")
-  bar = picture.colorbar(image, ax=heat, format=_PERCENT, pad=0.02, aspect=40)
-  bar.outline.set_visible(False)
-
-  size.barh(np.arange(num_clients), sizes, height=1.0, color=_GREY)
-  size.set_xlim(left=0)
-  size.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
-  size.set_xlabel('examples')
-  for axes in (heat, size):
-    axes.tick_params(left=False)
-  return picture
-
-
-def _axes(rows: int) -> tuple[figure.Figure, Sequence[mpl_axes.Axes]]:
+def _axes(
+  rows: int, *, sharey: bool = False
+) -> tuple[figure.Figure, Sequence[mpl_axes.Axes]]:
+  """Returns a figure with panels one above the other, over the same rounds."""
   # Figure without pyplot: no global state, no choice of a screen's backend.
   picture = figure.Figure(
-    figsize=(8.0, 4.4 if rows == 1 else 5.4), layout='constrained'
+    figsize=(8.0, 4.4 if rows == 1 else 0.4 + 2.5 * rows), layout='constrained'
   )
-  return picture, picture.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-
-
-def _save(picture: figure.Figure, out_dir: _OutDir, name: str) -> pathlib.Path:
-  data = io.BytesIO()
-  picture.savefig(data, format='png', dpi=_DPI)
-  path = pathlib.Path(out_dir) / name
-  files.write(path, data.getvalue())
-  return path
+  panels = picture.subplots(rows, 1, sharex=True, sharey=sharey, squeeze=False)
+  return picture, panels[:, 0]
 
 
 def _pool_names(runs: Sequence[runs_lib.Run]) -> list[str]:
@@ -498,12 +408,13 @@ def _in_blocks(
   return (rounds[starts] + rounds[ends]) / 2, padded.reshape(-1, size).T
 
 
-def _has_sent(run: runs_lib.Run) -> bool:
-  """Returns whether a run has an evaluation after its first bytes."""
+def _has_sent(run: runs_lib.Run, metric: str) -> bool:
+  """Returns whether a run has measured the metric after its first bytes."""
   return any(
-    _megabytes_until(run, pool, rounds)[-1] > 0
+    _megabytes_until(run, pool, series[0])[-1] > 0
     for pool in run.pool_names
-    for rounds, _ in [run.metrics[f'eval/{pool}/accuracy']]
+    for series in [run.evaluations(pool, metric)]
+    if series
   )
 
 
@@ -530,20 +441,26 @@ def _look(
   names = _pool_names([run for group in groups.values() for run in group])
   index = 0 if pool is None else names.index(pool)
   kinds = list(groups) if len(groups) > 1 else names
-  palette = _OKABE_ITO if len(kinds) <= len(_OKABE_ITO) else _TOL_MUTED
   rank = list(groups).index(algorithm) if len(groups) > 1 else index
-  return {
-    'color': palette[rank % len(palette)],
-    'linestyle': _LINE_STYLES[index % len(_LINE_STYLES)],
-    'marker': _MARKERS[index % len(_MARKERS)],
-  }
+  return {'color': style.colour(rank, len(kinds)), **style.line(index)}
+
+
+def _draw_models(
+  axes: mpl_axes.Axes, groups: dict[str, list[runs_lib.Run]], metric: str
+) -> None:
+  """Draws a metric of every model that has it over the rounds."""
+  for algorithm, group in groups.items():
+    for pool in _pool_names(group):
+      series = _over_seeds(group, f'eval/{pool}/{metric}')
+      if series is not None:
+        _draw(axes, *series, **_look(groups, algorithm, pool))
 
 
 def _draw(
   axes: mpl_axes.Axes, x: np.ndarray, values: np.ndarray, **look: object
 ) -> None:
   """Draws the mean of `values[run, x]`, and its range if there are more."""
-  if x.size > _MARKED_POINTS:
+  if x.size > style.MARKED_POINTS:
     look = {**look, 'marker': 'None'}
   # Not clipped: the markers of round 0 lie on the axis.
   axes.plot(x, values.mean(axis=0), zorder=3, clip_on=False, **look)
@@ -566,22 +483,24 @@ def _round_axis(axes: mpl_axes.Axes) -> None:
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
-def _log_ticks(axis: mpl_axis.Axis) -> None:
-  """Labels a log axis with plain numbers, at least a few of them."""
-  low, high = axis.get_view_interval()
-  # Below three decades, powers of ten alone leave too few labels.
-  subs = (1, 2, 5) if high < 1000 * low else (1,)
-  axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=8))
-  axis.set_minor_locator(ticker.NullLocator())
-  axis.set_major_formatter(_NUMBER)
-
-
-def _accuracy_axis(axes: mpl_axes.Axes, run: runs_lib.Run) -> None:
-  """Sets a percent axis from 0, with the level of guessing."""
-  axes.axhline(1 / run.num_classes, color=_GREY, linewidth=0.8, zorder=1)
-  axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
-  axes.yaxis.set_major_formatter(_PERCENT)
-  axes.set_ylabel('accuracy on the evaluation data (%)')
+def _metric_axis(
+  axes: mpl_axes.Axes, metric: str, label: str, num_classes: int
+) -> None:
+  """Sets scale and label for a metric; marks the accuracy of guessing."""
+  if metrics_lib.has_chance(metric):
+    axes.axhline(1 / num_classes, color=style.GREY, linewidth=0.8, zorder=1)
+  if metrics_lib.is_fraction(metric):
+    axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
+    axes.yaxis.set_major_formatter(style.PERCENT)
+    label += ' (%)'
+  elif metrics_lib.kind(metric) == 'perplexity':
+    # From the vocabulary's size before training down to tens.
+    axes.set_yscale('log')
+    style.log_ticks(axes.yaxis)
+    label += ' (log scale)'
+  else:
+    axes.set_ylim(bottom=0)
+  axes.set_ylabel(label)
 
 
 def _title(what: str, groups: dict[str, list[runs_lib.Run]]) -> str:
@@ -654,7 +573,7 @@ def _legend(
       lines.Line2D(
         [],
         [],
-        color=_GREY,
+        color=style.GREY,
         linewidth=0.8,
         label=f'chance ({100 / run.num_classes:.3g}%)',
       )

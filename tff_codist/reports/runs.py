@@ -71,6 +71,21 @@ class Run:
     return self.pools['num_classes']
 
   @property
+  def domains(self) -> tuple[str, ...]:
+    """Names of the task's domains; empty if it has none."""
+    return tuple(self.pools['domains'])
+
+  @property
+  def metric_names(self) -> frozenset[str]:
+    """Metrics of the evaluation that some pool has, e.g. `accuracy`."""
+    return frozenset(
+      column.removeprefix(f'eval/{pool}/')
+      for column in self.metrics
+      for pool in self.pool_names
+      if column.startswith(f'eval/{pool}/')
+    )
+
+  @property
   def last_round(self) -> int:
     """The last round with any measurement."""
     return int(max(rounds[-1] for rounds, _ in self.metrics.values()))
@@ -78,6 +93,15 @@ class Run:
   def model(self, pool: str) -> str:
     """Returns the name of a pool's model."""
     return self.pools['pools'][pool]['model']
+
+  def evaluations(self, pool: str, metric: str) -> Optional[Series]:
+    """Returns a metric of a pool's evaluations; None if it has none.
+
+    Args:
+      pool: Name of the pool.
+      metric: See `reports.metrics`.
+    """
+    return self.metrics.get(f'eval/{pool}/{metric}')
 
 
 def load_run(run_dir: Union[str, os.PathLike]) -> Run:
@@ -120,6 +144,26 @@ def load_run(run_dir: Union[str, os.PathLike]) -> Run:
     finished=(path / 'DONE').exists(),
     failure=failure,
   )
+
+
+def check_metric(runs: Sequence[Run], metric: str) -> None:
+  """Checks that a report can be about a metric.
+
+  Args:
+    runs: The runs.
+    metric: See `reports.metrics`. Pools may lack it: outside its domain a model
+      that trains on all of them has nothing to measure.
+
+  Raises:
+    ConfigError: If no pool of one of the runs has it, with those that it has.
+  """
+  for run in runs:
+    if metric not in run.metric_names:
+      raise errors.ConfigError(
+        f'no metric {metric!r} in {run.path / "metrics.csv"}',
+        expected=f'one of {", ".join(sorted(run.metric_names))}',
+        fix='give one of them with --metric',
+      )
 
 
 def group_by_algorithm(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -232,7 +276,7 @@ def _field(
   for key in name.split('.'):
     values = values.get(key) if isinstance(values, dict) else None
   # A bool is an int to Python, but no seed and no count.
-  if not isinstance(values, kind) or isinstance(values, bool):
+  if not isinstance(values, kind) or isinstance(values, bool) != (kind is bool):
     found = 'no value' if values is None else repr(values)
     raise errors.RunFolderError(
       f'{found} for {where}{name} in {path}',
@@ -261,7 +305,21 @@ def _check_pools(
   pools: dict[str, Any], names: Sequence[str], path: pathlib.Path
 ) -> None:
   """Checks the types of `pools.json`, and that it has the config's pools."""
-  num_classes = _field(pools, 'num_classes', int, path)
+  for name in (
+    'num_classes',
+    'num_clients',
+    'distillation_clients',
+    'distillation_examples',
+    'validation_clients',
+  ):
+    _field(pools, name, int, path)
+  _field(pools, 'overlaps', dict, path)
+  _field(pools, 'disjoint', bool, path)
+  _field(pools, 'distillation_origin', dict, path)
+  sizes = {
+    'labels': pools['num_classes'],
+    'domains': len(_field(pools, 'domains', list, path)),
+  }
   found = _field(pools, 'pools', dict, path)
   if set(found) != set(names):
     raise errors.RunFolderError(
@@ -274,12 +332,34 @@ def _check_pools(
     _field(found[name], 'model', str, path, where)
     _field(found[name], 'num_parameters', int, path, where)
     _field(found[name], 'cohort_size', int, path, where)
+    _field(found[name], 'num_clients', int, path, where)
+    _field(found[name], 'domains', list, path, where)
     clients = _field(found[name], 'clients', dict, path, where)
-    for client, counts in clients.items():
-      if not isinstance(counts, list) or len(counts) != num_classes:
+    _check_clients(clients, sizes, path, f'{where}clients')
+
+
+def _check_clients(
+  clients: dict[str, Any],
+  sizes: Mapping[str, int],
+  path: pathlib.Path,
+  where: str,
+) -> None:
+  """Checks the counts of a pool's clients, of which there must be one."""
+  if not clients:
+    raise errors.RunFolderError(
+      f'no client in {where} in {path}',
+      expected='at least one client in each pool',
+      fix='restore the file from the run',
+    )
+  for client, counts in clients.items():
+    of_client = f'{where}[{client!r}].'
+    _field(counts, 'examples', int, path, of_client)
+    for kind in sizes.keys() & counts.keys():
+      values = _field(counts, kind, list, path, of_client)
+      if len(values) != sizes[kind]:
         raise errors.RunFolderError(
-          f'{where}clients[{client!r}] in {path} without {num_classes} counts',
-          expected='the number of examples of each label',
+          f'{of_client}{kind} in {path} without {sizes[kind]} counts',
+          expected=f'the number of examples of each of the {kind}',
           fix='restore the file from the run',
         )
 
