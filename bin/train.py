@@ -16,8 +16,8 @@ def main(argv):
   from tff_codist.program import training
 
   arguments = command_line.parse(argv, description=__doc__)
-  training.train(arguments.config, arguments.run_dir)
-  run = reports.load_run(arguments.run_dir)
+  training.train(arguments.config, arguments.folder)
+  run = reports.load_run(arguments.folder)
   print(reports.summary_table(run))
   for path in reports.plot_run(run):
     print(path)

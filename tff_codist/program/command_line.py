@@ -18,11 +18,11 @@ class Arguments(NamedTuple):
 
   Attributes:
     config: The preset's configuration with the flags applied.
-    run_dir: The run folder.
+    folder: Where the command writes.
   """
 
   config: config_lib.Config
-  run_dir: str
+  folder: str
 
 
 class _ErrorMixin:
@@ -44,12 +44,15 @@ class _Parser(_ErrorMixin, simple_parsing.ArgumentParser):
   """Reads the whole command line."""
 
 
-def parse(argv: Sequence[str], *, description: str) -> Arguments:
-  """Parses a training command line.
+def parse(
+  argv: Sequence[str], *, description: str, folder_flag: str = 'run_dir'
+) -> Arguments:
+  """Parses the command line of a command that takes a configuration.
 
   Args:
     argv: Arguments, without the program's name.
     description: The command's description, for --help.
+    folder_flag: Name of the flag that says where the command writes.
 
   Returns:
     The arguments.
@@ -58,7 +61,7 @@ def parse(argv: Sequence[str], *, description: str) -> Arguments:
     ConfigError: If a flag or a value is wrong, is given twice or has no effect;
       names come with the nearest.
   """
-  given = _check_flags(argv)
+  given = _check_flags(argv, folder_flag)
   choice = _PresetParser(add_help=False, allow_abbrev=False)
   choice.add_argument('--preset', default='digits')
   choice.add_argument('--quick', action='store_true')
@@ -80,16 +83,19 @@ def parse(argv: Sequence[str], *, description: str) -> Arguments:
     '--quick', action='store_true', help="the preset's smoke form, seconds"
   )
   parser.add_argument(
-    '--run_dir', required=True, help='folder of the run, made if missing'
+    f'--{folder_flag}',
+    dest='folder',
+    required=True,
+    help='folder that is written, made if missing',
   )
   parser.add_arguments(config_lib.Config, dest='config', default=preset)
   parsed = parser.parse_args(argv)
   experiment.check_names(parsed.config)
   experiment.check_no_idle_field(parsed.config, given)
-  return Arguments(config=parsed.config, run_dir=parsed.run_dir)
+  return Arguments(config=parsed.config, folder=parsed.folder)
 
 
-def _check_flags(argv: Sequence[str]) -> list[str]:
+def _check_flags(argv: Sequence[str], folder_flag: str) -> list[str]:
   """Returns the configuration's fields that a command line sets.
 
   Raises:
@@ -101,7 +107,7 @@ def _check_flags(argv: Sequence[str]) -> list[str]:
     if isinstance(value, bool):
       group, _, leaf = name.rpartition('.')
       fields_by_flag[f'--{group}.no{leaf}'] = name
-  known = {*fields_by_flag, '--preset', '--quick', '--run_dir', '--help'}
+  known = {*fields_by_flag, '--preset', '--quick', f'--{folder_flag}', '--help'}
   flags = [a.partition('=')[0] for a in argv if a.startswith('--')]
   for flag in flags:
     if flag not in known:

@@ -12,12 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import numpy as np
-
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import experiment as experiment_lib
 from tff_codist import files
+from tff_codist.program import membership
 
 _PACKAGES = (
   'tensorflow',
@@ -48,6 +47,8 @@ class RunFolder:
     self.events = self.path / 'events'
     self.models = self.path / 'models'
     self._config = self.path / 'config.json'
+    self._environment = self.path / 'environment.json'
+    self._pools = self.path / 'pools.json'
     self._done = self.path / 'DONE'
     self._failed = self.path / 'FAILED.txt'
 
@@ -163,22 +164,27 @@ class RunFolder:
         list of clients was edited.
       StorageError: If the folder cannot be written.
     """
-    contents = {
-      self._config: config_lib.to_json(experiment.config).encode(),
-      self.path / 'pools.json': _to_json(_membership(experiment)),
-      self.path / 'environment.json': _to_json(_environment(command)),
-    }
-    pools = self.path / 'pools.json'
-    if pools.exists() and pools.read_bytes() != contents[pools]:
+    if not self._pools.exists():
+      files.write(self._config, config_lib.to_json(experiment.config).encode())
+      files.write(self._environment, _to_json(_environment(command)))
+      files.write(self._pools, _to_json(membership.describe(experiment)))
+    elif self._membership() != membership.fingerprint(experiment):
       raise errors.RunFolderError(
         f'a run with other clients in {self.path}',
         expected='the pools of its pools.json, to resume it',
-        fix='choose another --run_dir or put the lists of clients back',
+        fix='choose another --run_dir or put the data and lists back',
       )
-    for path, content in contents.items():
-      if not path.exists():
-        files.write(path, content)
     self._failed.unlink(missing_ok=True)
+
+  def _membership(self) -> object:
+    try:
+      return json.loads(self._pools.read_text())['fingerprint']
+    except (ValueError, KeyError, TypeError) as error:
+      raise errors.RunFolderError(
+        f'a damaged {self._pools}',
+        expected='the file as bin/train.py wrote it',
+        fix='put the file back, or start the run in another folder',
+      ) from error
 
   def finish(self) -> None:
     """Marks the run as finished."""
@@ -228,33 +234,3 @@ def _commit() -> str:
     ).stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return ''
-
-
-def _membership(experiment: experiment_lib.Experiment) -> dict[str, object]:
-  """Returns who is in which pool, with each client's examples per label."""
-  num_classes = experiment.task.num_classes
-  counts = {}
-  for pool in experiment.pools:
-    for client_id in set(pool.client_ids) - set(counts):
-      labels = experiment.train.load(client_id)['y']
-      counts[client_id] = np.bincount(
-        labels.ravel(), minlength=num_classes
-      ).tolist()
-  return {
-    'num_classes': num_classes,
-    'pools': {
-      pool.name: {
-        'model': pool.model.name,
-        'num_parameters': pool.model.num_parameters,
-        'cohort_size': pool.cohort_size,
-        'clients': {
-          client_id: counts[client_id] for client_id in pool.client_ids
-        },
-      }
-      for pool in experiment.pools
-    },
-    'distillation_clients': list(experiment.distillation_clients),
-    'distillation_examples': (
-      0 if experiment.unlabelled is None else len(experiment.unlabelled.x)
-    ),
-  }
