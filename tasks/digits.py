@@ -22,6 +22,7 @@ from tff_codist import config as config_lib
 from tff_codist import models
 from tff_codist import randomness
 from tff_codist import task
+from tff_codist import unlabelled
 
 NUM_CLASSES = 10
 NUM_CLIENTS = 40
@@ -53,21 +54,19 @@ _MODELS = {
 
 
 @task.tasks.register('digits')
-def load_task(config: config_lib.TaskConfig, seed: int) -> task.Task:
+def load_task(config: config_lib.Config) -> task.Task:
   """Loads the images and splits them over the clients.
 
   Args:
-    config: Not read; the data comes with scikit-learn.
-    seed: The run's seed; every seed is another split.
+    config: Only the seed is read; every seed is another split.
 
   Returns:
     The task. Stored inputs are uint8 `[8, 8, 1]` in [0, 16].
   """
-  del config
   digits = datasets.load_digits()
   x = digits.images.astype(np.uint8)[..., np.newaxis]
   y = digits.target.astype(np.int32)
-  rng = randomness.derive_rng(seed, 'digits', 'split')
+  rng = randomness.derive_rng(config.seed, 'digits', 'split')
   train, test = model_selection.train_test_split(
     np.arange(len(y)),
     test_size=_TEST_FRACTION,
@@ -81,6 +80,7 @@ def load_task(config: config_lib.TaskConfig, seed: int) -> task.Task:
     test=_in_memory(x, y, 'test', np.array_split(test, NUM_TEST_CLIENTS)),
     preprocess=preprocess,
     models=_MODELS,
+    foreign=unlabelled.Images(_INPUT_SHAPE, high=int(_MAX_PIXEL)),
   )
 
 
@@ -116,9 +116,8 @@ def preset(quick: bool) -> config_lib.Config:
     quick: Four rounds in place of 120.
   """
   return config_lib.Config(
-    task=config_lib.TaskConfig(
-      name='digits', distillation_clients_fraction=0.2
-    ),
+    task=config_lib.TaskConfig(name='digits'),
+    unlabelled=config_lib.UnlabelledConfig(clients_fraction=0.2),
     pools=config_lib.PoolsConfig(
       names=('small', 'large'),
       models=('small', 'large'),

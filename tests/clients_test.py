@@ -1,11 +1,12 @@
-"""Cohorts, seeds, caching and the order of distillation data."""
+"""Cohorts, seeds, domains and caching."""
+
+import itertools
 
 import numpy as np
 import pytest
 
 from tff_codist import clients
 from tff_codist import errors
-from tff_codist import pools as pools_lib
 from tff_codist import randomness
 from tff_codist.testing import toys
 
@@ -14,7 +15,7 @@ _IDS = [f'client {i}' for i in range(100)]
 
 def _sample(**key):
   key = {'seed': 1, 'round_num': 1, 'pool': 'a', **key}
-  return clients.sample_cohort(_IDS, 10, **key)
+  return list(itertools.islice(clients.shuffle_clients(_IDS, **key), 10))
 
 
 def test_cohort_is_a_function_of_seed_round_and_pool():
@@ -95,58 +96,38 @@ def test_unknown_client_and_subset():
     part.load('a')
 
 
-def test_distillation_data_is_passed_over_in_shuffled_epochs():
-  data = clients.UnlabelledData(np.arange(10), seed=3)
-  whole = data.batches(0, 6, 5).ravel()
-  for epoch in np.split(whole, 3):
-    np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
-  assert not np.array_equal(whole[:10], whole[10:20])
-  # The place in the stream depends on the number of the step alone.
-  np.testing.assert_array_equal(data.batches(4, 2, 5).ravel(), whole[20:])
-  np.testing.assert_array_equal(data.batches(2, 1, 5)[0], whole[10:15])
-  other = clients.UnlabelledData(np.arange(10), seed=4)
-  assert not np.array_equal(other.batches(0, 6, 5).ravel(), whole)
+def test_cohort_skips_clients_without_examples():
+  setting = toys.make_setting()
+  ids = setting.task.train.client_ids
+  key = {'seed': 1, 'round_num': 3, 'pool': 'a'}
+  # Client 00 has no example.
+  cohort = clients.load_cohort(setting.task.train, ids, 11, **key)
+  order = [c for c in clients.shuffle_clients(ids, **key) if c != '00']
+  assert [len(c['y']) for c in cohort] == [int(c) for c in order]
+  with pytest.raises(errors.DataError, match=r"11 clients .* in pool 'a'"):
+    clients.load_cohort(setting.task.train, ids, 12, **key)
 
 
-def test_batch_larger_than_the_distillation_data_repeats_it():
-  data = clients.UnlabelledData(np.arange(3), seed=1)
-  (batch,) = data.batches(0, 1, 7)
-  assert sorted(np.bincount(batch)) == [2, 2, 3]
+def test_cohort_has_the_examples_of_its_domains():
+  def load(client_id):
+    # Client 0 has domain 0 alone, client 1 has domains 0 and 1, and so on.
+    domain = np.arange(int(client_id) + 1, dtype=np.int32)
+    return clients.Examples(x=10 * domain, y=domain, domain=domain)
 
-
-def test_distillation_data_must_not_be_empty():
-  with pytest.raises(errors.DataError, match='without an example'):
-    clients.UnlabelledData(np.zeros((0, 4)), seed=1)
-
-
-def test_capacity_pools_are_nested_and_independent_of_order():
-  large = pools_lib.by_capacity(_IDS, 0.2, seed=1)
-  medium = pools_lib.by_capacity(_IDS, 0.5, seed=1)
-  assert len(large) == 20
-  assert set(large) < set(medium) < set(pools_lib.by_capacity(_IDS, 1, seed=1))
-  assert pools_lib.by_capacity(_IDS[::-1], 0.2, seed=1) == large
-  assert pools_lib.by_capacity(_IDS, 0.2, seed=2) != large
-  assert len(pools_lib.by_capacity(_IDS, 1e-9, seed=1)) == 1
-
-
-def test_pools_from_lists(tmp_path):
-  path = tmp_path / 'ids.txt'
-  path.write_text('client 3\n\nclient 1\n')
-  assert pools_lib.from_list(path, _IDS) == ('client 1', 'client 3')
-  path.write_text('client 3\nnobody\n')
-  with pytest.raises(errors.ConfigError, match="'nobody'"):
-    pools_lib.from_list(path, _IDS)
-  path.write_text('\n')
-  with pytest.raises(errors.ConfigError, match='no client id'):
-    pools_lib.from_list(path, _IDS)
-  with pytest.raises(errors.DataNotFoundError):
-    pools_lib.from_list(tmp_path / 'missing', _IDS)
-
-
-def test_cohort_larger_than_its_pool_and_other_classes_are_refused():
-  (pool, _) = toys.make_setting().pools
-  with pytest.raises(errors.ConfigError, match='cohort of 13'):
-    pools_lib.check_pools([pool._replace(cohort_size=13)], num_classes=3)
-  with pytest.raises(errors.ConfigError, match='with 3 classes'):
-    pools_lib.check_pools([pool], num_classes=4)
-  pools_lib.check_pools([pool], num_classes=3)
+  data = clients.ClientData('0123', load)
+  key = {'seed': 1, 'round_num': 1, 'pool': 'a'}
+  cohort = clients.load_cohort(data, '0123', 3, **key, domains=[1])
+  for client in cohort:
+    assert list(client) == ['x', 'y', 'seed']
+    assert client['y'].tolist() == [1]
+  with pytest.raises(errors.DataError, match='3 clients'):
+    clients.load_cohort(data, '0123', 4, **key, domains=[1])
+  pool = (
+    toys.make_setting()
+    .pools[0]
+    ._replace(client_ids=tuple('0123'), cohort_size=2, domains=('b', 'd'))
+  )
+  loader = clients.CohortLoader(data, [pool], seed=1, domains='abcd')
+  for client in loader.load(1)['a']:
+    assert set(client['y']) <= {1, 3}
+  loader.close()

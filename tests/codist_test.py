@@ -40,7 +40,7 @@ def _config(name, pools=('a', 'b'), **groups):
 def _build(setting, name, **groups):
   pools = tuple(pool.name for pool in setting.pools)
   config = _config(name, pools, **groups)
-  return algorithm.algorithms[name].build(setting, config)
+  return algorithm.algorithms[name](setting, config)
 
 
 def _models_after(setting, rounds, name, **groups):
@@ -217,3 +217,72 @@ def test_pools_start_from_different_weights(stock):
 def test_distillation_data_is_required(name):
   with pytest.raises(errors.ConfigError, match='unlabelled examples'):
     _build(toys.make_setting(unlabelled=False), name)
+
+
+def test_gate_keeps_students_from_bad_teachers(stock):
+  # Entropy above 0 of log C: nobody is sure enough to teach.
+  setting = toys.make_setting()
+  closed = {'max_teacher_entropy': 0.0}
+  gated = _build(setting, 'merged_codist', distillation=closed)
+  state, cohorts = gated.initialize(1), toys.load_cohorts(setting, 1)
+  after, metrics = gated.next(state, cohorts, 1)
+  assert metrics['exchange/a/teachers_refused'] == 1
+  assert 'exchange/a/distillation_loss' not in metrics
+  plain, _ = _build(setting, 'fed_avg').next(state, cohorts, 1)
+  for pool in ('a', 'b'):
+    toys.assert_same(after[pool].weights, plain[pool].weights)
+    toys.assert_same(
+      after[pool].distillation_optimizer, state[pool].distillation_optimizer
+    )
+
+
+def test_refused_teacher_of_two_leaves_the_other(stock):
+  # Pool c answers uniformly, the others are sure: c teaches nobody and learns.
+  setting = toys.make_setting(('small', 'small', 'small'))
+  built = _build(
+    setting, 'merged_codist', distillation={'max_teacher_entropy': 0.9}
+  )
+  alone = toys.make_setting(('small', 'small'))
+  state, cohorts = built.initialize(1), toys.load_cohorts(setting, 1)
+  sure = tuple(10 * w for w in state['a'].weights)
+  for name in ('a', 'b'):
+    state[name] = state[name]._replace(weights=sure)
+  state['c'] = state['c']._replace(weights=tuple(0 * w for w in sure))
+  after, metrics = built.next(state, cohorts, 1)
+  refused = [metrics[f'exchange/{p}/teachers_refused'] for p in 'abc']
+  assert refused == [1, 1, 0]
+  del state['c']
+  expected, _ = _build(alone, 'merged_codist').next(state, cohorts, 1)
+  for name in ('a', 'b'):
+    toys.assert_same(after[name].weights, expected[name].weights)
+
+
+def test_teachers_weigh_equally_or_by_clients(stock):
+  # Pools a, b, c have 12, 6 and 6 clients; for c, a weighs 2/3 or 1/2.
+  setting = toys.make_setting(('small', 'small', 'small'))
+  one_step = {'learning_rate': 1e-3, 'steps': 1}
+
+  def metrics_of(weighting, weights):
+    built = _build(
+      setting,
+      'merged_codist',
+      distillation={'teacher_weighting': weighting},
+      merged=one_step,
+    )
+    state = built.initialize(1)
+    for name, value in weights.items():
+      state[name] = state[name]._replace(weights=value)
+    return built.next(state, toys.load_cohorts(setting, 1), 1)[1]
+
+  def constant(*logits):
+    return np.zeros((4, 3), np.float32), np.array(logits, np.float32)
+
+  # The mean of the teachers' logits is the student's exactly if a weighs 2/3.
+  weights = {'a': constant(3, 0, 0), 'b': constant(0, 6, 0)}
+  weights['c'] = constant(2, 2, 0)
+  by_clients = metrics_of('clients', weights)
+  equal = metrics_of('equal', weights)
+  assert by_clients['exchange/c/distillation_loss'] == pytest.approx(
+    0, abs=1e-6
+  )
+  assert equal['exchange/c/distillation_loss'] > 0.01

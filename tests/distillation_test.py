@@ -10,6 +10,9 @@ from tff_codist import distillation
 from tff_codist import models
 from tff_codist.testing import toys
 
+_ONE = np.array([1.0], np.float32)
+_HALVES = np.array([0.5, 0.5], np.float32)
+
 
 @pytest.fixture(scope='module')
 def linear():
@@ -44,6 +47,7 @@ def test_type_signature(linear, dense):
   assert str(parameter.teachers) == (
     '<<float32[4,8],float32[8],float32[8,3],float32[3]>>@SERVER'
   )
+  assert str(parameter.shares) == 'float32[1]@SERVER'
   assert str(parameter.batches) == 'float32[?,?,4]@SERVER'
   result = next_fn.type_signature.result
   assert str(result.member.pseudo_gradient) == '<float32[4,3],float32[3]>'
@@ -58,7 +62,7 @@ def test_teacher_equal_to_student_changes_nothing(dense, stock):
   for loss in ('kl', 'l2'):
     computation = _build(dense, [dense], loss=loss)
     result = computation.next(
-      computation.initialize(weights), weights, (weights,), _batches(5)
+      computation.initialize(weights), weights, (weights,), _ONE, _batches(5)
     )
     for d in result['pseudo_gradient']:
       np.testing.assert_array_equal(d, np.zeros_like(d))
@@ -71,7 +75,7 @@ def test_one_step_by_hand(linear, stock):
   (batch,) = batches = _batches(1)
   computation = _build(linear, [linear], epsilon=1.0, learning_rate=0.5)
   result = computation.next(
-    computation.initialize(student), student, (teacher,), batches
+    computation.initialize(student), student, (teacher,), _ONE, batches
   )
   probs = [
     tf.nn.softmax(batch @ kernel + bias).numpy()
@@ -97,7 +101,9 @@ def test_distillation_brings_the_student_to_the_teacher(linear, dense, stock):
   state = computation.initialize(student)
   losses = []
   for i in range(5):
-    result = computation.next(state, student, (teacher,), _batches(10, seed=i))
+    result = computation.next(
+      state, student, (teacher,), _ONE, _batches(10, seed=i)
+    )
     state = result['state']
     student = tuple(w - d for w, d in zip(student, result['pseudo_gradient']))
     losses.append(result['metrics']['distillation_loss'])
@@ -111,10 +117,12 @@ def test_two_passes_equal_one_when_adam_is_kept(linear, dense, stock):
   for keep, is_equal in ((True, True), (False, False)):
     computation = _build(linear, [dense], keep_optimizer_state=keep)
     state = computation.initialize(student)
-    whole = computation.next(state, student, (teacher,), batches)
-    first = computation.next(state, student, (teacher,), batches[:3])
+    whole = computation.next(state, student, (teacher,), _ONE, batches)
+    first = computation.next(state, student, (teacher,), _ONE, batches[:3])
     middle = tuple(w - d for w, d in zip(student, first['pseudo_gradient']))
-    second = computation.next(first['state'], middle, (teacher,), batches[3:])
+    second = computation.next(
+      first['state'], middle, (teacher,), _ONE, batches[3:]
+    )
     total = first['pseudo_gradient'][0] + second['pseudo_gradient'][0]
     equal = np.allclose(total, whole['pseudo_gradient'][0], atol=1e-6)
     assert equal == is_equal
@@ -126,8 +134,8 @@ def test_teachers_are_averaged_as_logits(linear, stock):
   mean = tuple((x + y) / 2 for x, y in zip(a, b))
   both, one = _build(linear, [linear, linear]), _build(linear, [linear])
   batches = _batches(3)
-  left = both.next(both.initialize(student), student, (a, b), batches)
-  right = one.next(one.initialize(student), student, (mean,), batches)
+  left = both.next(both.initialize(student), student, (a, b), _HALVES, batches)
+  right = one.next(one.initialize(student), student, (mean,), _ONE, batches)
   for d, e in zip(left['pseudo_gradient'], right['pseudo_gradient']):
     np.testing.assert_allclose(d, e, atol=1e-5)
 
@@ -155,12 +163,12 @@ def test_padding_rows_change_nothing(stock):
   rows = np.array([[[1, 2], [3, 4], [2, 0]]], np.int32)
   padded = np.concatenate([rows, np.zeros((1, 4, 2), np.int32)], axis=1)
   found, expected = (
-    computation.next(state, student, (teacher,), batch)['pseudo_gradient']
+    computation.next(state, student, (teacher,), _ONE, batch)['pseudo_gradient']
     for batch in (padded, rows)
   )
   np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
   nothing = computation.next(
-    state, student, (teacher,), np.zeros((1, 4, 2), np.int32)
+    state, student, (teacher,), _ONE, np.zeros((1, 4, 2), np.int32)
   )
   assert not np.any(nothing['pseudo_gradient'][0])
 
@@ -205,12 +213,27 @@ def test_type_signature_of_merge(linear):
   )
 
 
+def test_teacher_without_a_share_has_no_say(linear, dense, stock):
+  student, good, broken = (
+    m.initialize(i) for i, m in enumerate((linear, dense, linear))
+  )
+  broken = tuple(np.full_like(w, np.nan) for w in broken)
+  both, one = _build(linear, [dense, linear]), _build(linear, [dense])
+  state, batches = one.initialize(student), _batches(3)
+  shares = np.array([1.0, 0.0], np.float32)
+  left = both.next(state, student, (good, broken), shares, batches)
+  right = one.next(state, student, (good,), _ONE, batches)
+  toys.assert_same(left['pseudo_gradient'], right['pseudo_gradient'])
+
+
 def test_pass_that_is_not_finite_is_rejected(linear, dense, stock):
   student, teacher = linear.initialize(0), list(dense.initialize(1))
   computation = _build(linear, [dense])
   state = computation.initialize(student)
   teacher[0] = np.full_like(teacher[0], np.inf)
-  result = computation.next(state, student, (tuple(teacher),), _batches(2))
+  result = computation.next(
+    state, student, (tuple(teacher),), _ONE, _batches(2)
+  )
   assert result['metrics']['rejected'] == 1
   assert not any(np.any(d) for d in result['pseudo_gradient'])
   toys.assert_same(result['state'], state)
@@ -225,7 +248,7 @@ def test_applying_a_pass_gives_the_trained_student(linear, dense, stock):
   )
   computation = _build(linear, [dense])
   result = computation.next(
-    computation.initialize(student), student, (teacher,), _batches(20)
+    computation.initialize(student), student, (teacher,), _ONE, _batches(20)
   )
   trained = apply(student, result['pseudo_gradient'])
   for x, d, y in zip(student, result['pseudo_gradient'], trained):

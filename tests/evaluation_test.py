@@ -1,13 +1,17 @@
-"""Evaluation and agreement against NumPy."""
+"""Evaluation on clients against NumPy: all, by domain, by client."""
+
+import collections
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tff_codist import client_update
+from tff_codist import clients as clients_lib
 from tff_codist import evaluation
 from tff_codist import models
 from tff_codist.testing import toys
+
+_TYPE = client_update.examples_type(toys.make_examples(1))
 
 
 @pytest.fixture(scope='module')
@@ -20,77 +24,105 @@ def _softmax(z):
   return e / e.sum(-1, keepdims=True)
 
 
-def test_evaluation_is_the_mean_over_all_labels_of_all_clients(linear, stock):
+def _with_domain(examples):
+  domain = (np.arange(len(examples['y'])) % 3 == 0).astype(np.int32)
+  return clients_lib.Examples(examples, domain=domain)
+
+
+def test_evaluation_of_each_client_by_domain(linear, stock):
   weights = linear.initialize(0)
   # Larger than one forward pass, empty, and single.
-  clients = [toys.make_examples(n, seed=n) for n in (450, 0, 1)]
-  evaluate = evaluation.build_evaluation(
-    linear, client_update.examples_type(clients[0]), toys.preprocess
+  clients = [_with_domain(toys.make_examples(n, seed=n)) for n in (450, 0, 1)]
+  task = toys.make_task()._replace(
+    domains=('most', 'third'), uncounted_labels={'accuracy_without_2': (2,)}
   )
+  evaluate = evaluation.build_evaluation(linear, _TYPE, task)
+  sums = '<accuracy=float32[2],accuracy_without_2=float32[2]>'
   assert str(evaluate.type_signature) == (
     '(<weights=<float32[4,3],float32[3]>@SERVER,examples={<x=float32[?,4],'
-    'y=int32[?],seed=int32[2]>}@CLIENTS> -> '
-    '<loss=float32,accuracy=float32,labels=float32>@SERVER)'
+    'y=int32[?],domain=int32[?]>}@CLIENTS> -> '
+    f'{{<loss=float32[2],labels=float32[2],correct={sums},counted={sums}>'
+    '}@CLIENTS)'
   )
-  found = evaluate(weights, [toys.seeded(c) for c in clients])
-  x, y = (np.concatenate([c[key] for c in clients]) for key in 'xy')
-  probs = _softmax(x @ weights[0] + weights[1])
-  np.testing.assert_allclose(found['accuracy'], np.mean(probs.argmax(-1) == y))
-  np.testing.assert_allclose(
-    found['loss'], -np.mean(np.log(probs[np.arange(len(y)), y])), rtol=1e-5
-  )
-  assert found['labels'] == 451
+  results = evaluate(weights, clients)
+  assert len(results) == 3
+  for found, client in zip(results, clients):
+    x, y, domain = client.values()
+    probs = _softmax(x @ weights[0] + weights[1])
+    hits = probs.argmax(-1) == y
+    for i in range(2):
+      here = domain == i
+      assert found['labels'][i] == here.sum()
+      np.testing.assert_allclose(
+        found['loss'][i],
+        -np.log(probs[np.arange(len(y)), y])[here].sum(),
+        rtol=1e-5,
+      )
+      for name, counts in (
+        ('accuracy', here),
+        ('accuracy_without_2', here & (y != 2)),
+      ):
+        assert found['counted'][name][i] == counts.sum()
+        assert found['correct'][name][i] == hits[counts].sum()
 
 
-def test_agreement_of_three_models(linear, stock):
-  weights = tuple(linear.initialize(seed) for seed in (0, 1, 2))
-  x = toys.make_examples(450, seed=5)['x']
-  agreement = evaluation.build_agreement(
-    [linear] * 3,
-    client_update.examples_type(toys.make_examples(1))['x'],
-    toys.preprocess,
-  )
-  found = agreement(weights, x)
-  probs = [_softmax(x @ kernel + bias) for kernel, bias in weights]
-  pairs = [
-    (p, q) for i, p in enumerate(probs) for q in probs[:i] + probs[i + 1 :]
-  ]
-  np.testing.assert_allclose(
-    found['agreement_top1'],
-    np.mean([np.mean(p.argmax(-1) == q.argmax(-1)) for p, q in pairs]),
-    rtol=1e-5,
-  )
-  np.testing.assert_allclose(
-    found['agreement_kl'],
-    np.mean([np.mean(np.sum(p * np.log(p / q), -1)) for p, q in pairs]),
-    rtol=1e-4,
-  )
-  for entropy, p in zip(found['entropy'], probs):
-    np.testing.assert_allclose(
-      entropy, -np.mean(np.sum(p * np.log(p), -1)), rtol=1e-5
-    )
-
-
-def test_evaluator_sends_clients_in_parts(linear, stock, monkeypatch):
+def test_metrics_are_means_over_labels_and_quantiles_over_clients(
+  stock, monkeypatch
+):
   setting = toys.make_setting()
-  built = {pool.name: pool.model.initialize(1) for pool in setting.pools}
-
-  def evaluate():
-    evaluator = evaluation.Evaluator(
-      setting.pools,
-      setting.task,
-      setting.examples_type,
-      unlabelled=setting.unlabelled,
-    )
-    return evaluator.evaluate(built)
-
-  at_once = evaluate()
-  monkeypatch.setattr(evaluation, '_CLIENTS_AT_ONCE', 5)
-  in_parts = evaluate()
-  assert set(at_once) == set(in_parts)
-  for name, value in at_once.items():
-    assert value == pytest.approx(in_parts[name], rel=1e-5)
-  assert {'eval/a/accuracy', 'eval/b/loss', 'exchange/agreement_kl'} <= set(
-    at_once
+  data = clients_lib.ClientData(
+    setting.task.test.client_ids,
+    lambda client_id: _with_domain(setting.task.test.load(client_id)),
   )
-  assert tf.executing_eagerly()
+  pool_a, pool_b = setting.pools
+  setting = setting._replace(
+    task=setting.task._replace(domains=('most', 'third')),
+    pools=[pool_a, pool_b._replace(domains=('third',))],
+  )
+  weights = {p.name: p.model.initialize(1) for p in setting.pools}
+  monkeypatch.setattr(evaluation, '_CLIENTS_AT_ONCE', 5)
+  metrics = evaluation.Evaluator(setting, data).evaluate(weights)
+
+  kernel, bias = weights['a']
+  hits = collections.defaultdict(list)
+  by_client = []
+  for client_id in data.client_ids:
+    x, y, domain = data.load(client_id).values()
+    right = (x @ kernel + bias).argmax(-1) == y
+    hits[0].extend(right[domain == 0])
+    hits[1].extend(right[domain == 1])
+    if len(y):
+      by_client.append(right.mean())
+  found = {
+    name.removeprefix('eval/a/'): value
+    for name, value in metrics.items()
+    if name.startswith('eval/a/')
+  }
+  assert found['most/accuracy'] == pytest.approx(np.mean(hits[0]))
+  assert found['third/accuracy'] == pytest.approx(np.mean(hits[1]))
+  assert found['accuracy'] == pytest.approx(np.mean(hits[0] + hits[1]))
+  for q in (10, 50, 90):
+    assert found[f'accuracy_p{q}'] == pytest.approx(
+      np.quantile(by_client, q / 100)
+    )
+  # A pool of some domains has its own and the others as groups.
+  assert 'in_domain/accuracy' not in found
+  for metric in ('accuracy', 'loss'):
+    own, other = (
+      metrics[f'eval/b/{group}/{metric}'] for group in ('third', 'most')
+    )
+    assert metrics[f'eval/b/in_domain/{metric}'] == own
+    assert metrics[f'eval/b/out_of_domain/{metric}'] == other
+
+
+def test_domain_without_examples_has_no_metrics(stock):
+  setting = toys.make_setting(['small'])
+  setting = setting._replace(
+    task=setting.task._replace(domains=('all_of_them', 'none'))
+  )
+  (pool,) = setting.pools
+  metrics = evaluation.Evaluator(setting, setting.task.test).evaluate(
+    {'a': pool.model.initialize(1)}
+  )
+  assert 'eval/a/all_of_them/accuracy' in metrics
+  assert not [name for name in metrics if 'none' in name]

@@ -8,6 +8,7 @@ import pytest
 import tasks  # noqa: F401
 from tasks import digits
 from tff_codist import config as config_lib
+from tff_codist import errors
 from tff_codist import experiment as experiment_lib
 from tff_codist import task as task_lib
 
@@ -21,7 +22,7 @@ def _config(**groups):
 
 
 def test_distillation_clients_train_nothing():
-  config = _config(task={'distillation_clients_fraction': 0.1})
+  config = _config(unlabelled={'clients_fraction': 0.1})
   built = experiment_lib.build_experiment(config)
   held_out = set(built.distillation_clients)
   assert len(held_out) == 4
@@ -30,9 +31,12 @@ def test_distillation_clients_train_nothing():
   small, large = built.pools
   assert set(large.client_ids) < set(small.client_ids)
   assert len(small.client_ids) == 36
-  # U holds exactly their inputs.
+  # U holds exactly their inputs, in another order.
   inputs = [built.task.train.load(c)['x'] for c in built.distillation_clients]
-  np.testing.assert_array_equal(built.unlabelled.x, np.concatenate(inputs))
+  np.testing.assert_array_equal(
+    np.unique(built.setting.unlabelled.x, axis=0),
+    np.unique(np.concatenate(inputs), axis=0),
+  )
 
 
 def test_split_depends_on_the_seed_and_not_on_the_algorithm():
@@ -52,10 +56,10 @@ def test_fed_avg_needs_no_distillation_data():
   built = experiment_lib.build_experiment(
     _config(
       algorithm={'name': 'fed_avg'},
-      task={'distillation_clients_fraction': 0.0},
+      unlabelled={'sources': ('none',)},
     )
   )
-  assert built.unlabelled is None
+  assert built.setting.unlabelled is None
   assert len(built.pools[0].client_ids) == digits.NUM_CLIENTS
 
 
@@ -67,6 +71,68 @@ def test_client_lists_make_the_pools(tmp_path):
     _config(pools={'client_lists': (str(tmp_path / 'a'), str(tmp_path / 'b'))})
   )
   assert [pool.client_ids for pool in built.pools] == [ids[:12], ids[3:8]]
+
+
+def test_capacity_table_makes_the_pools(tmp_path):
+  ids = [f'train_{i:02d}' for i in range(digits.NUM_CLIENTS)]
+  table = tmp_path / 'capacities.csv'
+  rows = [f'{client_id},{i}' for i, client_id in enumerate(ids)]
+  table.write_text('\n'.join(['client_id,capacity', *rows]))
+  built = experiment_lib.build_experiment(
+    _config(
+      pools={'capacity_table': str(table), 'min_capacity': (0.0, 25.0)},
+    )
+  )
+  small, large = built.pools
+  kept = set(ids) - set(built.distillation_clients)
+  assert set(small.client_ids) == kept
+  assert set(large.client_ids) == kept & set(ids[25:])
+
+
+def test_validation_clients_are_nobody_elses():
+  built = experiment_lib.build_experiment(
+    _config(task={'validation_clients': 3}, pools={'cohort_size': (4, 3)})
+  )
+  held = set(built.validation_clients)
+  assert len(held) == 3
+  assert not held & set(built.distillation_clients)
+  assert not held & set(built.train.client_ids)
+  sizes = [len(built.task.train.load(c)['y']) for c in held]
+  assert len(built.setting.validation['y']) == sum(sizes)
+  assert list(built.setting.validation) == ['x', 'y']
+
+
+def test_evaluation_clients_are_a_fixed_sample():
+  built = experiment_lib.build_experiment(
+    _config(program={'evaluation_clients': 3})
+  )
+  assert len(built.test.client_ids) == 3
+  assert set(built.test.client_ids) < set(built.task.test.client_ids)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'idle'),
+  [
+    ({'unlabelled.clients_fraction': ('noise',)}, True),
+    ({'unlabelled.clients_fraction': ('noise', 'clients')}, False),
+    ({'unlabelled.domains': ('held_out',)}, False),
+    ({'unlabelled.domains': ('tfds:mnist',)}, True),
+    ({'unlabelled.weights': ('clients',)}, True),
+    ({'unlabelled.max_examples': ('none',)}, True),
+    ({'unlabelled.max_examples': ('noise',)}, False),
+    ({'text.vocab_size': ('clients',)}, True),
+    ({'task.data_dir': ('clients',)}, True),
+    ({'pools.min_capacity': ('clients',)}, True),
+  ],
+)
+def test_field_that_nothing_reads_is_refused(fields, idle):
+  ((field, sources),) = fields.items()
+  config = _config(unlabelled={'sources': sources})
+  if idle:
+    with pytest.raises(errors.ConfigError, match=f'--{field}, which has no'):
+      experiment_lib.check_no_idle_field(config, [field])
+  else:
+    experiment_lib.check_no_idle_field(config, [field])
 
 
 @pytest.mark.parametrize('quick', [True, False])

@@ -15,7 +15,7 @@ from tff_codist.testing import conformance, toys
 
 setting = toys.make_setting()
 config = config_lib.Config(pools=config_lib.PoolsConfig(names=('a', 'b')))
-built = algorithm.algorithms['one_way'].build(setting, config)
+built = algorithm.algorithms['one_way'](setting, config)
 with runtime.install('stock'):
   state = conformance.run_rounds(built, setting, range(1, 3))
 print('rounds done', list(built.models(state)))

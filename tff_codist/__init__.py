@@ -21,7 +21,7 @@ _MODULES = {
   'Pool': 'pools',
   'Setting': 'algorithm',
   'Task': 'task',
-  'UnlabelledData': 'clients',
+  'UnlabelledData': 'unlabelled',
   'build_client_update': 'client_update',
   'build_distillation': 'distillation',
   'build_experiment': 'experiment',

@@ -9,6 +9,7 @@ from tff_codist import models
 from tff_codist import pools as pools_lib
 from tff_codist import registry
 from tff_codist import task as task_lib
+from tff_codist import unlabelled as unlabelled_lib
 
 State = Any
 Cohorts = Mapping[str, list]
@@ -40,38 +41,19 @@ class Setting(NamedTuple):
     task: The task, of which an algorithm uses preprocessing and padding.
     examples_type: TFF type of a client's examples.
     unlabelled: The server's distillation data U; `None` if there is none.
+    validation: The server's labelled examples `<x, y>`, which measure teachers
+      and train nobody; `None` if there are none.
   """
 
   pools: Sequence[pools_lib.Pool]
   task: task_lib.Task
   examples_type: Any
-  unlabelled: Optional[clients.UnlabelledData]
+  unlabelled: Optional[unlabelled_lib.UnlabelledData]
+  validation: Optional[clients.Examples] = None
 
 
 BuildAlgorithmFn = Callable[[Setting, config_lib.Config], Algorithm]
 
-
-class Entry(NamedTuple):
-  """An algorithm's row in the table.
-
-  Attributes:
-    build: `(setting, config) -> Algorithm`.
-    config_groups: The groups of the configuration that it reads beside those
-      that every run reads. Setting a field of another group is an error.
-  """
-
-  build: BuildAlgorithmFn
-  config_groups: tuple = ()
-
-
-algorithms: registry.Registry[Entry] = registry.Registry('algorithm')
-
-
-def register(name: str, *config_groups: str):
-  """Enters a builder into the table under `name`; see `Entry`."""
-
-  def enter(build: BuildAlgorithmFn) -> BuildAlgorithmFn:
-    algorithms.register(name)(Entry(build, config_groups))
-    return build
-
-  return enter
+# Functions `(setting, config) -> Algorithm`; they read the groups of the
+# configuration under which they are registered, beside those all runs read.
+algorithms: registry.Registry[BuildAlgorithmFn] = registry.Registry('algorithm')

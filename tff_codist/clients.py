@@ -6,10 +6,12 @@ faster for small models. A cohort is a function of (seed, round, pool), so the
 next one is loaded on a background thread while the current one trains.
 """
 
+import bisect
 import collections
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
+from typing import Union
 
 import cachetools
 import numpy as np
@@ -17,7 +19,8 @@ import numpy as np
 from tff_codist import errors
 from tff_codist import randomness
 
-# <x=raw inputs [examples, ...], y=int32 labels [examples, ...]>
+# <x=raw inputs [examples, ...], y=int32 labels [examples, ...]>, and for tasks
+# with domains <domain=int32 [examples]>, an index into the task's domains.
 Examples = collections.OrderedDict
 # The same with <seed=int32[2]>, the client's randomness of one round.
 SeededExamples = collections.OrderedDict
@@ -51,11 +54,11 @@ class ClientData:
     Args:
       client_ids: The ids of the clients.
       load: Returns the examples of one client: an `OrderedDict` with `x`, raw
-        inputs `[examples, ...]`, and `y`, int32 labels `[examples, ...]`.
-        Called from several threads; see `cached`.
+        inputs `[examples, ...]`, `y`, int32 labels `[examples, ...]`, and if
+        the task has domains `domain`, int32 `[examples]`. Called from several
+        threads; see `cached`.
     """
     self.client_ids = tuple(sorted(client_ids))
-    self._known = frozenset(self.client_ids)
     self._load = load
 
   def load(self, client_id: str) -> Examples:
@@ -64,7 +67,8 @@ class ClientData:
     Raises:
       DataError: If there is no such client.
     """
-    if client_id not in self._known:
+    place = bisect.bisect_left(self.client_ids, client_id)
+    if self.client_ids[place : place + 1] != (client_id,):
       raise errors.DataError(
         f'client id {client_id!r}, which is not in the data set',
         expected=f'one of {len(self.client_ids)} ids such as '
@@ -78,66 +82,120 @@ class ClientData:
     return ClientData(client_ids, self._load)
 
 
-def sample_cohort(
+def domain_rows(
+  examples: Examples, domains: Sequence[int]
+) -> Union[slice, np.ndarray]:
+  """Returns which examples of a client are in some domains, as an index.
+
+  Args:
+    examples: `<x, y[, domain]>`.
+    domains: Indices into the task's domains; empty takes all.
+  """
+  return np.isin(examples['domain'], domains) if domains else slice(None)
+
+
+def in_domains(examples: Examples, domains: Sequence[int]) -> Examples:
+  """Returns `<x, y>` of a client's examples in some domains."""
+  rows = domain_rows(examples, domains)
+  return Examples(x=examples['x'][rows], y=examples['y'][rows])
+
+
+def shuffle_clients(
+  client_ids: Sequence[str], *, seed: int, round_num: int, pool: str
+) -> Iterator[str]:
+  """Yields a pool's clients in the order in which a round asks them to train.
+
+  A uniform order; a function of `(seed, round_num, pool)` only. Pools are
+  shuffled independently: a client of several pools may train for more than one
+  of them in a round.
+
+  Args:
+    client_ids: The pool's clients.
+    seed: The run's seed.
+    round_num: The round, from 1.
+    pool: The pool's name.
+  """
+  rng = randomness.derive_rng(seed, 'cohort', round_num, pool)
+  for place in rng.permutation(len(client_ids)):
+    yield client_ids[place]
+
+
+def load_cohort(
+  data: ClientData,
   client_ids: Sequence[str],
   cohort_size: int,
   *,
   seed: int,
   round_num: int,
   pool: str,
-) -> list[str]:
-  """Samples the clients of one pool that train in one round.
+  domains: Sequence[int] = (),
+) -> list[SeededExamples]:
+  """Samples and loads the clients of one pool that train in one round.
 
-  Uniform without replacement; a function of `(seed, round_num, pool)` only.
-  Pools are sampled independently: a client of several pools may be drawn for
-  more than one of them in a round.
+  The first clients in the order of `shuffle_clients` that have an example: a
+  uniform sample without replacement of the pool's clients with data. Whether a
+  client has an example in the pool's domains is known only when it is loaded,
+  so that no round depends on the number of clients.
 
   Args:
+    data: The training clients.
     client_ids: The pool's clients.
-    cohort_size: Clients to sample, at most the pool's number of clients.
+    cohort_size: Clients to sample.
     seed: The run's seed.
     round_num: The round, from 1.
     pool: The pool's name.
+    domains: Indices of the domains in which the pool trains; empty for all.
 
   Returns:
-    `cohort_size` different client ids.
+    `<x, y, seed>` of each client, its seed being its randomness of the round.
+
+  Raises:
+    DataError: If fewer clients have an example.
   """
-  rng = randomness.derive_rng(seed, 'cohort', round_num, pool)
-  chosen = rng.choice(len(client_ids), size=cohort_size, replace=False)
-  return [client_ids[i] for i in chosen]
-
-
-def load_cohort(
-  data: ClientData,
-  client_ids: Iterable[str],
-  *,
-  seed: int,
-  round_num: int,
-  pool: str,
-) -> list[SeededExamples]:
-  """Loads a cohort and gives every client its seed of the round."""
-  return [
-    SeededExamples(
-      data.load(client_id),
-      seed=randomness.derive_seed(seed, 'client', round_num, pool, client_id),
-    )
-    for client_id in client_ids
-  ]
+  cohort = []
+  for client_id in shuffle_clients(
+    client_ids, seed=seed, round_num=round_num, pool=pool
+  ):
+    examples = in_domains(data.load(client_id), domains)
+    if len(examples['y']):
+      client_seed = randomness.derive_seed(
+        seed, 'client', round_num, pool, client_id
+      )
+      cohort.append(SeededExamples(examples, seed=client_seed))
+    if len(cohort) == cohort_size:
+      return cohort
+  raise errors.DataError(
+    f'{len(cohort)} clients with examples in pool {pool!r}',
+    expected=f'at least a cohort, {cohort_size}',
+    fix='lower --pools.cohort_size, or choose other --pools.domains or clients',
+  )
 
 
 class CohortLoader:
   """Loads the cohorts of all pools, one round ahead of the training."""
 
-  def __init__(self, data: ClientData, pools: Sequence, *, seed: int):
+  def __init__(
+    self,
+    data: ClientData,
+    pools: Sequence,
+    *,
+    seed: int,
+    domains: Sequence[str] = (),
+  ):
     """Prepares loading.
 
     Args:
       data: The training clients.
       pools: The `Pool`s to sample for.
       seed: The run's seed.
+      domains: Names of the task's domains.
     """
     self._data = data
     self._pools = pools
+    self._domains = {
+      pool.name: [domains.index(name) for name in pool.domains]
+      for pool in pools
+    }
     self._seed = seed
     self._thread = futures.ThreadPoolExecutor(
       max_workers=1, thread_name_prefix='cohorts'
@@ -161,79 +219,12 @@ class CohortLoader:
     return {
       pool.name: load_cohort(
         self._data,
-        sample_cohort(
-          pool.client_ids,
-          pool.cohort_size,
-          seed=self._seed,
-          round_num=round_num,
-          pool=pool.name,
-        ),
+        pool.client_ids,
+        pool.cohort_size,
         seed=self._seed,
         round_num=round_num,
         pool=pool.name,
+        domains=self._domains[pool.name],
       )
       for pool in self._pools
     }
-
-
-class UnlabelledData:
-  """The server's distillation data U, as a stream of reshuffled epochs.
-
-  Labels are dropped before this class is made: it holds inputs only.
-
-  Attributes:
-    x: Raw inputs `[examples, ...]`.
-  """
-
-  def __init__(self, x: np.ndarray, *, seed: int):
-    """Wraps inputs that are already without labels.
-
-    Args:
-      x: Raw inputs `[examples, ...]`, at least one.
-      seed: The run's seed; it decides the order of the examples.
-
-    Raises:
-      DataError: If there is no example.
-    """
-    if not len(x):
-      raise errors.DataError(
-        'distillation data without an example',
-        expected='at least one unlabelled example at the server',
-        fix='raise --task.distillation_clients_fraction, or train with '
-        '--algorithm.name fed_avg, which needs none',
-      )
-    self.x = x
-    self._seed = seed
-
-  def batches(
-    self, first_step: int, num_steps: int, batch_size: int
-  ) -> np.ndarray:
-    """Returns the batches of some distillation steps.
-
-    The data is passed over in epochs, each shuffled by the seed and its
-    number; the position in it depends on `first_step` only, so a resumed run
-    sees the same batches.
-
-    Args:
-      first_step: Number of distillation steps before these.
-      num_steps: Steps to return.
-      batch_size: Examples in a step.
-
-    Returns:
-      Raw inputs `[num_steps, batch_size, ...]`.
-    """
-    n = len(self.x)
-    start = first_step * batch_size
-    epochs, offsets = np.divmod(
-      np.arange(start, start + num_steps * batch_size), n
-    )
-    order = {
-      epoch: randomness.derive_rng(
-        self._seed, 'distillation', int(epoch)
-      ).permutation(n)
-      for epoch in np.unique(epochs)
-    }
-    rows = np.array(
-      [order[e][o] for e, o in zip(epochs, offsets)], dtype=np.int64
-    )
-    return self.x[rows].reshape(num_steps, batch_size, *self.x.shape[1:])

@@ -38,6 +38,7 @@ from tff_codist import distillation
 from tff_codist import errors
 from tff_codist import models
 from tff_codist import server_update
+from tff_codist import teachers as teachers_lib
 
 
 class PoolState(NamedTuple):
@@ -159,7 +160,11 @@ class FederatedPools:
 
 
 class Exchange:
-  """Distillation of every pool's model from all others at the server."""
+  """Distillation of every pool's model from all others at the server.
+
+  A teacher that the gate does not admit has no say; a student without an
+  admitted teacher does not learn.
+  """
 
   def __init__(
     self,
@@ -178,19 +183,28 @@ class Exchange:
       learning_rate: Learning rate of the distillation's Adam.
 
     Raises:
-      ConfigError: If there is no distillation data.
+      ConfigError: If there is no distillation data, or the gate needs a
+        validation set that is not there.
       UnknownNameError: If there is no such loss.
     """
     if setting.unlabelled is None:
       raise errors.ConfigError(
         f'algorithm {config.algorithm.name!r} without distillation data',
         expected='unlabelled examples at the server',
-        fix='set --task.distillation_clients_fraction above 0, or train with '
-        '--algorithm.name fed_avg',
+        fix='choose --unlabelled.sources, or train with --algorithm.name '
+        'fed_avg',
       )
     self._unlabelled = setting.unlabelled
     self._steps = steps
     self._batch_size = config.distillation.batch_size
+    self._gate = teachers_lib.Gate(setting, config.distillation)
+    # Each model's weight in the mean of the teachers' logits.
+    self._say = {
+      pool.name: len(pool.client_ids)
+      if config.distillation.teacher_weighting == 'clients'
+      else 1
+      for pool in setting.pools
+    }
     pool_models = {pool.name: pool.model for pool in setting.pools}
     self._teachers = {
       name: [other for other in pool_models if other != name]
@@ -242,18 +256,31 @@ class Exchange:
     """
     new_state, distilled, metrics = CodistState(state), {}, {}
     started = time.monotonic()
-    if any(students.values()):
+    if any(students.values()) and self._distillation:
       batches = self._unlabelled.batches(
         index * self._steps, self._steps, self._batch_size
       )
+      admitted = {
+        name: self._gate.admits(name, pool.weights)
+        for name, pool in state.items()
+      }
     for name, computation in self._distillation.items():
       if not students[name]:
+        continue
+      teachers = self._teachers[name]
+      say = np.array([self._say[j] * admitted[j] for j in teachers])
+      if self._gate.is_set:
+        metrics[f'exchange/{name}/teachers_refused'] = sum(
+          not admitted[teacher] for teacher in teachers
+        )
+      if not say.any():
         continue
       pool = state[name]
       result = computation.next(
         pool.distillation_optimizer,
         pool.weights,
-        tuple(state[teacher].weights for teacher in self._teachers[name]),
+        tuple(state[teacher].weights for teacher in teachers),
+        (say / say.sum()).astype(np.float32),
         batches,
       )
       new_state[name] = pool._replace(distillation_optimizer=result['state'])
@@ -268,7 +295,7 @@ def _weights(state: CodistState) -> dict[str, models.Weights]:
   return {name: pool.weights for name, pool in state.items()}
 
 
-@algorithm.register('fed_avg')
+@algorithm.algorithms.register('fed_avg')
 def build_fed_avg(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:
@@ -300,7 +327,7 @@ def build_fed_avg(
   return algorithm.Algorithm(pools.initialize, next_fn, _weights)
 
 
-@algorithm.register('periodic_codist', 'distillation', 'periodic')
+@algorithm.algorithms.register('periodic_codist', 'distillation', 'periodic')
 def build_periodic_codist(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:
@@ -353,7 +380,7 @@ def build_periodic_codist(
   )
 
 
-@algorithm.register('merged_codist', 'distillation', 'merged')
+@algorithm.algorithms.register('merged_codist', 'distillation', 'merged')
 def build_merged_codist(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:

@@ -33,6 +33,7 @@ _SHARE = _Range('numbers in (0, 1]', lambda v: 0 < v <= 1)
 _WEIGHT = _Range('numbers in [0, 1]', lambda v: 0 <= v <= 1)
 _BELOW_ONE = _Range('a number in [0, 1)', lambda v: 0 <= v < 1)
 _COUNT = _Range('an integer above 0', lambda v: v >= 1)
+_AT_LEAST_2 = _Range('an integer of at least 2', lambda v: v >= 2)
 _COUNT_OR_0 = _Range('an integer of at least 0', lambda v: v >= 0)
 
 
@@ -94,14 +95,70 @@ class TaskConfig(_Group):
 
   group: ClassVar[str] = 'task'
 
-  # A task's name: digits, cifar100.
+  # digits, cifar100, emnist, emnist_digits or stackoverflow.
   name: str = 'digits'
   # Directory of the data sets; None takes $TFF_CODIST_DATA_DIR, else TFF's
   # default cache directory.
   data_dir: Optional[str] = None
-  # Share of the training clients whose examples, without labels, become the
-  # server's distillation data U. In [0, 1).
-  distillation_clients_fraction: float = _field(0.1, _BELOW_ONE)
+  # Training clients whose labelled examples are the server's validation set,
+  # which measures the teachers and trains nobody. 0 is none.
+  validation_clients: int = _field(0, _COUNT_OR_0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(_Group):
+  """How language tasks turn sentences into tokens."""
+
+  group: ClassVar[str] = 'text'
+
+  # Words in the vocabulary, the commonest; every other word is
+  # out-of-vocabulary. At least 1.
+  vocab_size: int = _field(10000, _COUNT)
+  # Tokens of a sentence, L; longer ones are cut, shorter ones padded. At least
+  # 2.
+  sequence_length: int = _field(20, _AT_LEAST_2)
+  # Sentences of a client that are used, the first ones. At least 1.
+  max_sentences: int = _field(1000, _COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlabelledConfig(_Group):
+  """The server's unlabelled distillation data, U."""
+
+  group: ClassVar[str] = 'unlabelled'
+
+  # Where U comes from, one or several of: clients (training clients, set aside
+  # from all pools), held_out (clients that the data set holds out itself),
+  # tfds:NAME (training split of a TFDS set), text:FILE (one sentence a line),
+  # noise (uniform); or none.
+  sources: tuple[str, ...] = ('clients',)
+  # Proportions of the sources in U, one for each or one for all. Above 0.
+  weights: tuple[float, ...] = _field((1.0,), _POSITIVE)
+  # Share of the training clients that the source clients sets aside. (0, 1).
+  clients_fraction: float = _field(
+    0.1, _Range('a number in (0, 1)', lambda v: 0 < v < 1)
+  )
+  # Domains of the examples that clients and held_out give; empty takes all.
+  domains: tuple[str, ...] = ()
+  # Examples in U at most, drawn by the seed. At least 1.
+  max_examples: int = _field(10000, _COUNT)
+
+  def __post_init__(self):
+    super().__post_init__()
+    _require(
+      bool(self.sources)
+      and len(set(self.sources)) == len(self.sources)
+      and ('none' not in self.sources or len(self.sources) == 1),
+      'unlabelled.sources',
+      self.sources,
+      'different sources, or none alone',
+    )
+    _require(
+      len(self.weights) in (1, len(self.sources)),
+      'unlabelled.weights',
+      self.weights,
+      f'one weight, or one for each of {", ".join(self.sources)}',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +174,18 @@ class PoolsConfig(_Group):
   # Share of the clients that can run each pool's model, chosen by a seeded
   # hash of the client id; smaller shares are subsets of larger ones. (0, 1].
   clients_fraction: tuple[float, ...] = _field((1.0, 0.2), _SHARE)
+  # CSV file with the header client_id,capacity and a line for each training
+  # client, in place of clients_fraction.
+  capacity_table: Optional[str] = None
+  # Least capacity of a pool's clients in capacity_table.
+  min_capacity: tuple[float, ...] = (0.0,)
   # Files with one client id a line, one file for each pool, in place of
   # clients_fraction.
   client_lists: tuple[str, ...] = ()
+  # Domain that each pool's clients train on, several joined by +, e.g.
+  # answers questions; all for no restriction. Clients without an example in it
+  # are not drawn.
+  domains: tuple[str, ...] = ('all',)
   # Clients sampled from each pool in every round, without replacement.
   cohort_size: tuple[int, ...] = _field((10,), _COUNT)
 
@@ -133,13 +199,25 @@ class PoolsConfig(_Group):
       self.names,
       'different names made of letters, digits and underscores',
     )
-    for field in ('models', 'clients_fraction', 'cohort_size'):
+    for field in (
+      'models',
+      'clients_fraction',
+      'min_capacity',
+      'domains',
+      'cohort_size',
+    ):
       self.per_pool(f'pools.{field}', getattr(self, field))
     _require(
       len(self.client_lists) in (0, len(self.names)),
       'pools.client_lists',
       self.client_lists,
       f'no file or one for each of {", ".join(self.names)}',
+    )
+    _require(
+      not (self.client_lists and self.capacity_table),
+      'pools.capacity_table',
+      self.capacity_table,
+      'either a table of capacities or lists of clients',
     )
 
   def per_pool(self, field: str, values: tuple[_T, ...]) -> dict[str, _T]:
@@ -244,6 +322,16 @@ class DistillationConfig(_Group):
   # Whether that Adam's state goes on from exchange to exchange. A reset Adam
   # with one step is sign descent.
   keep_optimizer_state: bool = True
+  # How the logits of several teachers are averaged: equal, or by the number of
+  # clients in the teacher's pool.
+  teacher_weighting: str = _field('equal', _one_of('equal', 'clients'))
+  # Gate: a teacher whose accuracy on the validation set is lower teaches
+  # nobody in this exchange. None lets all teach; needs
+  # task.validation_clients.
+  min_teacher_accuracy: Optional[float] = _field(None, _WEIGHT)
+  # Gate: a teacher whose mean entropy on U, as a share of log C, is higher
+  # teaches nobody in this exchange. None lets all teach.
+  max_teacher_entropy: Optional[float] = _field(None, _WEIGHT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,9 +404,10 @@ class ProgramConfig(_Group):
   # Every so many rounds, and at the end, a checkpoint is written.
   rounds_per_checkpoint: int = _field(10, _COUNT)
   # Checkpoints kept, the newest ones. At least 2, so that one can be corrupt.
-  checkpoints_kept: int = _field(
-    3, _Range('an integer of at least 2', lambda v: v >= 2)
-  )
+  checkpoints_kept: int = _field(3, _AT_LEAST_2)
+  # Test clients on which the models are evaluated, a fixed sample drawn by the
+  # seed; None takes all.
+  evaluation_clients: Optional[int] = _field(None, _COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +419,8 @@ class Config:
   """
 
   task: TaskConfig = TaskConfig()
+  text: TextConfig = TextConfig()
+  unlabelled: UnlabelledConfig = UnlabelledConfig()
   pools: PoolsConfig = PoolsConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
   client: ClientConfig = ClientConfig()

@@ -7,8 +7,8 @@ One pass with student i and frozen teachers j on the unlabelled batches u_r
     φ_r = AdamStep(φ_{r−1}, ∇_φ mean_{x∈u_r} KD_T(f_i(φ_{r−1}, x); z(x)))
     d_i = θ_i − φ_s
 
-where z is the teacher's logits f_j(θ_j, x), and with more than one teacher
-their mean. d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s.
+where z(x) = Σ_j w_j · f_j(θ_j, x) is the weighted mean of the teachers' logits.
+d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s.
 """
 
 import collections
@@ -33,9 +33,9 @@ class Distillation(NamedTuple):
     initialize: State of the distillation's Adam. Type signature: `(W_i@SERVER
       -> Q@SERVER)`.
     next: One pass over the batches. Type signature: `(<state=Q@SERVER,
-      weights=W_i@SERVER, teachers=<W_j,...>@SERVER, batches=[steps, batch,
-      ...]@SERVER> -> <state=Q@SERVER, pseudo_gradient=W_i@SERVER,
-      metrics=M@SERVER>)`.
+      weights=W_i@SERVER, teachers=<W_j,...>@SERVER, shares=float32[M]@SERVER,
+      batches=[steps, batch, ...]@SERVER> -> <state=Q@SERVER,
+      pseudo_gradient=W_i@SERVER, metrics=M@SERVER>)`.
   """
 
   initialize: tff.Computation
@@ -45,12 +45,24 @@ class Distillation(NamedTuple):
 def mean_logits(
   teachers: Sequence[models.Model],
   weights: Sequence[models.Weights],
+  shares: tf.Tensor,
   x: tf.Tensor,
 ) -> tf.Tensor:
-  """Returns the mean of the teachers' logits, in inference mode."""
+  """Returns the weighted mean of the teachers' logits, in inference mode.
+
+  Args:
+    teachers: The teachers' models.
+    weights: θ_j of each teacher.
+    shares: w_j of each teacher, `[M]`, adding up to 1; with 0 it has no say,
+      whatever its logits are.
+    x: Inputs of the models.
+  """
   return tf.add_n(
-    [model.logits(w, x) for model, w in zip(teachers, weights)]
-  ) / len(teachers)
+    [
+      tf.math.multiply_no_nan(model.logits(w, x), shares[j])
+      for j, (model, w) in enumerate(zip(teachers, weights))
+    ]
+  )
 
 
 def distil(
@@ -60,6 +72,7 @@ def distil(
   optimizer_state: collections.OrderedDict,
   weights: models.Weights,
   teacher_weights: Sequence[models.Weights],
+  shares: tf.Tensor,
   batches: tf.Tensor,
   *,
   preprocess: task_lib.Preprocess,
@@ -78,6 +91,7 @@ def distil(
     optimizer_state: Its state.
     weights: θ_i, where the student starts.
     teacher_weights: θ_j of each teacher, frozen.
+    shares: w_j of each teacher, adding up to 1.
     batches: Raw inputs u_r, `[steps, batch, ...]`.
     preprocess: From raw inputs to the models' inputs, used without
       augmentation: student and teachers see the same x.
@@ -93,7 +107,7 @@ def distil(
   loss_sum, entropy_sum = tf.zeros([]), tf.zeros([])
   for batch in batches:
     x = preprocess(batch)
-    teacher_logits = mean_logits(teachers, teacher_weights, x)
+    teacher_logits = mean_logits(teachers, teacher_weights, shares, x)
     mask = None if pad_id is None else client_update.label_mask(batch, pad_id)
     with tf.GradientTape() as tape:
       tape.watch(trained)
@@ -165,12 +179,13 @@ def build_distillation(
   teachers_type = tff.StructWithPythonType(
     [teacher.weights_type for teacher in teachers], tuple
   )
+  shares_type = tff.TensorType(np.float32, (len(teachers),))
   batches_type = tff.TensorType(x_type.dtype, (None, *x_type.shape))
 
   @tff.tensorflow.computation(
-    state_type, student.weights_type, teachers_type, batches_type
+    state_type, student.weights_type, teachers_type, shares_type, batches_type
   )
-  def run(state, weights, teacher_weights, batches):
+  def run(state, weights, teacher_weights, shares, batches):
     if not config.keep_optimizer_state:
       state = optimizer.initialize(
         tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
@@ -182,6 +197,7 @@ def build_distillation(
       state,
       weights,
       teacher_weights,
+      shares,
       batches,
       preprocess=preprocess,
       config=config,
@@ -209,10 +225,11 @@ def build_distillation(
     tff.FederatedType(state_type, tff.SERVER),
     tff.FederatedType(student.weights_type, tff.SERVER),
     tff.FederatedType(teachers_type, tff.SERVER),
+    tff.FederatedType(shares_type, tff.SERVER),
     tff.FederatedType(batches_type, tff.SERVER),
   )
-  def next_fn(state, weights, teachers, batches):
-    return tff.federated_map(run, (state, weights, teachers, batches))
+  def next_fn(state, weights, teachers, shares, batches):
+    return tff.federated_map(run, (state, weights, teachers, shares, batches))
 
   return Distillation(initialize=initialize, next=next_fn)
 

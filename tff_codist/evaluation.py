@@ -1,13 +1,14 @@
-"""Measuring the pools' models: on test clients, and against each other."""
+"""Measuring the pools' models on the test clients, overall and by domain."""
 
 import collections
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Optional
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_codist import algorithm
 from tff_codist import client_update
 from tff_codist import clients
 from tff_codist import losses
@@ -15,116 +16,162 @@ from tff_codist import models
 from tff_codist import pools as pools_lib
 from tff_codist import task as task_lib
 
-# Examples in one forward pass; bounds memory, changes no result.
+# Examples in one forward pass, and logits: whichever is reached first. Bounds
+# memory, changes no result.
 _BATCH_SIZE = 200
+_LOGITS_AT_ONCE = 2**23
 # Test clients that are sent in one call.
 _CLIENTS_AT_ONCE = 50
-# Unlabelled examples on which the models are compared.
-_AGREEMENT_EXAMPLES = 1000
+_QUANTILES = (0.1, 0.5, 0.9)
+
+
+def sum_over_batches(
+  sums_of: Callable[..., Any],
+  zeros: Any,
+  *arrays: tf.Tensor,
+  num_logits: int,
+) -> Any:
+  """Adds up what a function returns for batches of examples, in a graph.
+
+  Args:
+    sums_of: From slices of `arrays` to a structure of sums over them.
+    zeros: The same structure, of zeros.
+    *arrays: Tensors `[examples, ...]`.
+    num_logits: Logits that one example takes.
+
+  Returns:
+    The sums over all examples.
+  """
+  batch_size = max(1, min(_BATCH_SIZE, _LOGITS_AT_ONCE // num_logits))
+  sums = zeros
+  for start in tf.range(0, tf.shape(arrays[0])[0], batch_size):
+    batch = [array[start : start + batch_size] for array in arrays]
+    sums = tf.nest.map_structure(tf.add, sums, sums_of(*batch))
+  return sums
+
+
+def evaluation_type(examples_type: tff.Type) -> tff.StructWithPythonType:
+  """Returns the TFF type `<x,y,domain>` of test clients' examples."""
+  return tff.StructWithPythonType(
+    [
+      ('x', examples_type['x']),
+      ('y', examples_type['y']),
+      ('domain', tff.TensorType(np.int32, (None,))),
+    ],
+    collections.OrderedDict,
+  )
 
 
 def build_evaluation(
   model: models.Model,
   examples_type: tff.Type,
-  preprocess: task_lib.Preprocess,
-  *,
-  pad_id: Optional[int] = None,
+  task: task_lib.Task,
 ) -> tff.Computation:
   """Builds the federated evaluation of one model.
 
   Type signature:
-    (<weights=W@SERVER, examples={<x,y,seed>}@CLIENTS> -> M@SERVER)
+    (<weights=W@SERVER, examples={<x,y,domain>}@CLIENTS> -> {S}@CLIENTS)
 
   Args:
     model: The model.
-    examples_type: TFF type of a client's examples.
-    preprocess: From raw `x` to the model's inputs; used without augmentation.
-    pad_id: Label that does not count, or `None`.
+    examples_type: TFF type of a training client's examples.
+    task: Preprocessing, used without augmentation, padding, domains, and the
+      further accuracies.
 
   Returns:
-    The computation. Its metrics are means over all labels of all clients,
-    `loss` (nats) and `accuracy` (a fraction), and the number of `labels`.
+    The computation. S is each client's sums, float32 with an entry for each
+    domain (one if the task has none): `loss` (nats) and `labels` over the
+    labels that are not padding; `correct` and `counted`, each by accuracy:
+    `accuracy` counts the same labels, those of `task.uncounted_labels` fewer.
   """
+  num_domains = max(1, len(task.domains))
+  uncounted = {'accuracy': (), **task.uncounted_labels}
+
+  def zeros():
+    none = tf.zeros([num_domains])
+    return collections.OrderedDict(
+      loss=none,
+      labels=none,
+      correct=collections.OrderedDict.fromkeys(uncounted, none),
+      counted=collections.OrderedDict.fromkeys(uncounted, none),
+    )
 
   @tf.function
   def evaluate_on_client(weights, examples):
-    num_examples = tf.shape(examples['y'])[0]
-    loss_sum, correct, labels = (tf.zeros([]) for _ in range(3))
-    for start in tf.range(0, num_examples, _BATCH_SIZE):
-      y = examples['y'][start : start + _BATCH_SIZE]
-      mask = client_update.label_mask(y, pad_id)
-      x = preprocess(examples['x'][start : start + _BATCH_SIZE])
-      logits = model.logits(weights, x)
-      loss_sum += tf.reduce_sum(losses.cross_entropy(y, logits) * mask)
-      correct += client_update.num_correct(y, logits, mask)
-      labels += tf.reduce_sum(mask)
-    return collections.OrderedDict(
-      loss=loss_sum, correct=correct, labels=labels
+    def sums_of(x, domain, y):
+      logits = model.logits(weights, task.preprocess(x))
+      answers = tf.argmax(logits, axis=-1, output_type=y.dtype)
+      hits = tf.cast(tf.equal(answers, y), tf.float32)
+      mask = client_update.label_mask(y, task.pad_id)
+
+      def by_domain(values):
+        per_example = tf.reduce_sum(
+          tf.reshape(values, [tf.shape(y)[0], -1]), axis=1
+        )
+        return tf.math.unsorted_segment_sum(per_example, domain, num_domains)
+
+      masks = collections.OrderedDict(
+        (name, mask * _differs(y, labels)) for name, labels in uncounted.items()
+      )
+      return collections.OrderedDict(
+        loss=by_domain(losses.cross_entropy(y, logits) * mask),
+        labels=by_domain(mask),
+        correct=collections.OrderedDict(
+          (name, by_domain(hits * mask)) for name, mask in masks.items()
+        ),
+        counted=collections.OrderedDict(
+          (name, by_domain(mask)) for name, mask in masks.items()
+        ),
+      )
+
+    return sum_over_batches(
+      sums_of,
+      zeros(),
+      examples['x'],
+      examples['domain'],
+      examples['y'],
+      num_logits=model.num_logits,
     )
 
-  @tff.tensorflow.computation(model.weights_type, examples_type)
+  @tff.tensorflow.computation(
+    model.weights_type, evaluation_type(examples_type)
+  )
   def work(weights, examples):
     return evaluate_on_client(weights, examples)
 
-  @tff.tensorflow.computation(work.type_signature.result)
-  def summarize(sums):
-    return collections.OrderedDict(
-      loss=tf.math.divide_no_nan(sums['loss'], sums['labels']),
-      accuracy=tf.math.divide_no_nan(sums['correct'], sums['labels']),
-      labels=sums['labels'],
-    )
-
   @tff.federated_computation(
     tff.FederatedType(model.weights_type, tff.SERVER),
-    tff.FederatedType(examples_type, tff.CLIENTS),
+    tff.FederatedType(evaluation_type(examples_type), tff.CLIENTS),
   )
   def evaluate(weights, examples):
-    sums = tff.federated_map(work, (tff.federated_broadcast(weights), examples))
-    return tff.federated_map(summarize, tff.federated_sum(sums))
+    return tff.federated_map(work, (tff.federated_broadcast(weights), examples))
 
   return evaluate
 
 
 class Evaluator:
-  """Evaluates all models of an algorithm on the test clients.
+  """Evaluates the models of all pools on the test clients.
 
   The clients are loaded and sent a few at a time, so that memory does not grow
   with their number.
   """
 
-  def __init__(
-    self,
-    pools: Sequence[pools_lib.Pool],
-    task: task_lib.Task,
-    examples_type: tff.Type,
-    *,
-    unlabelled: Optional[clients.UnlabelledData] = None,
-  ):
+  def __init__(self, setting: algorithm.Setting, test: clients.ClientData):
     """Builds the computations.
 
     Args:
-      pools: The pools.
-      task: The task with the test clients.
-      examples_type: TFF type of a client's examples.
-      unlabelled: Data on which the models are compared with each other;
-        without it, or with one pool, they are not.
+      setting: The pools and the task.
+      test: The clients to evaluate on.
     """
-    self._test = task.test
+    self._task = setting.task
+    self._test = test
+    self._pools = setting.pools
     self._evaluations = {
       pool.name: build_evaluation(
-        pool.model, examples_type, task.preprocess, pad_id=task.pad_id
+        pool.model, setting.examples_type, setting.task
       )
-      for pool in pools
+      for pool in setting.pools
     }
-    self._agreement = None
-    if unlabelled is not None and len(pools) > 1:
-      self._x = unlabelled.x[:_AGREEMENT_EXAMPLES]
-      self._agreement = build_agreement(
-        [pool.model for pool in pools],
-        examples_type['x'],
-        task.preprocess,
-        pad_id=task.pad_id,
-      )
 
   def evaluate(
     self, models_weights: Mapping[str, models.Weights]
@@ -135,121 +182,76 @@ class Evaluator:
       models_weights: {pool: weights}.
 
     Returns:
-      `eval/<pool>/loss` (nats) and `eval/<pool>/accuracy`, means over all test
-      labels; `exchange/agreement_top1`, `exchange/agreement_kl` and
-      `exchange/<pool>/entropy` on the first 1,000 unlabelled examples.
+      For each pool under `eval/<pool>/`: `loss` (nats), `accuracy`, the task's
+      further accuracies, and for language tasks `perplexity`, e^loss; all over
+      the labels of all clients. The same by domain under
+      `eval/<pool>/<domain>/`, and, if the pool trains on some domains only,
+      under `in_domain/` and `out_of_domain/`. `accuracy_p10`, `_p50` and
+      `_p90` are quantiles over the clients.
     """
-    labels = 0.0
-    sums = collections.Counter()
+    results = {name: [] for name in self._evaluations}
     ids = self._test.client_ids
     for start in range(0, len(ids), _CLIENTS_AT_ONCE):
-      examples = clients.load_cohort(
-        self._test,
-        ids[start : start + _CLIENTS_AT_ONCE],
-        seed=0,
-        round_num=0,
-        pool='test',
-      )
+      examples = [
+        self._with_domain(self._test.load(client_id))
+        for client_id in ids[start : start + _CLIENTS_AT_ONCE]
+      ]
       for name, evaluate in self._evaluations.items():
-        result = evaluate(models_weights[name], examples)
-        for metric in ('loss', 'accuracy'):
-          sums[f'eval/{name}/{metric}'] += float(result[metric]) * float(
-            result['labels']
-          )
-      labels += float(result['labels'])
-    metrics = {name: value / labels for name, value in sums.items()}
-    if self._agreement is not None:
-      names = tuple(self._evaluations)
-      result = self._agreement(
-        tuple(models_weights[name] for name in names), self._x
+        results[name].extend(evaluate(models_weights[name], examples))
+    metrics = {}
+    for pool in self._pools:
+      # From here on, every sum is an array [clients, domains].
+      sums = tf.nest.map_structure(
+        lambda *values: np.array(values, np.float64), *results[pool.name]
       )
-      for metric in ('agreement_top1', 'agreement_kl'):
-        metrics[f'exchange/{metric}'] = float(result[metric])
-      for name, entropy in zip(names, result['entropy']):
-        metrics[f'exchange/{name}/entropy'] = float(entropy)
+      for name, value in self._summarize(pool, sums).items():
+        metrics[f'eval/{pool.name}/{name}'] = value
+    return metrics
+
+  def _with_domain(self, examples: clients.Examples) -> clients.Examples:
+    y = examples['y']
+    domain = examples.get('domain', np.zeros(len(y), np.int32))
+    return clients.Examples(x=examples['x'], y=y, domain=domain)
+
+  def _summarize(self, pool: pools_lib.Pool, sums: Any) -> dict[str, float]:
+    domains = self._task.domains
+    groups = {'': range(max(1, len(domains)))}
+    groups.update({f'{d}/': [i] for i, d in enumerate(domains)})
+    if pool.domains:
+      own = self._task.domain_indices(pool.domains)
+      groups['in_domain/'] = own
+      groups['out_of_domain/'] = sorted(set(groups['']) - set(own))
+    metrics = {}
+    for prefix, indices in groups.items():
+      totals = tf.nest.map_structure(lambda s: s[:, indices].sum(), sums)  # noqa: B023
+      for name, value in _means(totals, self._task.pad_id).items():
+        metrics[f'{prefix}{name}'] = value
+    counted = sums['counted']['accuracy'].sum(axis=1)
+    correct = sums['correct']['accuracy'].sum(axis=1)
+    if counted.any():
+      accuracies = correct[counted > 0] / counted[counted > 0]
+      for q, value in zip(_QUANTILES, np.quantile(accuracies, _QUANTILES)):
+        metrics[f'accuracy_p{100 * q:.0f}'] = float(value)
     return metrics
 
 
-def build_agreement(
-  pool_models: Sequence[models.Model],
-  x_type: tff.TensorType,
-  preprocess: task_lib.Preprocess,
-  *,
-  pad_id: Optional[int] = None,
-) -> tff.Computation:
-  """Builds the comparison of the pools' models on unlabelled data.
-
-  Type signature:
-    (<weights=<W_1,...>@SERVER, x=[?,...]@SERVER> -> M@SERVER)
-
-  Args:
-    pool_models: The models of at least two pools.
-    x_type: TFF type of raw inputs, `[?, ...]`.
-    preprocess: From raw inputs to the models' inputs.
-    pad_id: Input token that does not count, or `None`.
-
-  Returns:
-    The computation. Its metrics are means over the examples and over all
-    ordered pairs of models: `agreement_top1`, how often both have the same
-    largest logit, and `agreement_kl`, KL(p ‖ q) in nats; and `entropy`, a
-    tuple with the mean entropy of each model's answers in nats.
-  """
-
-  @tf.function
-  def sums_on(weights, x, mask):
-    inputs = preprocess(x)
-    logits = [model.logits(w, inputs) for model, w in zip(pool_models, weights)]
-    pairs = list(itertools.permutations(logits, 2))
-    same = tf.add_n(
-      [
-        tf.cast(tf.equal(tf.argmax(a, -1), tf.argmax(b, -1)), tf.float32)
-        for a, b in pairs
-      ]
-    )
-    divergence = tf.add_n([losses.kl(b, a, 1.0) for a, b in pairs])
-    return collections.OrderedDict(
-      agreement_top1=tf.reduce_sum(same * mask) / len(pairs),
-      agreement_kl=tf.reduce_sum(divergence * mask) / len(pairs),
-      entropy=tuple(tf.reduce_sum(losses.entropy(z) * mask) for z in logits),
-    )
-
-  weights_type = tff.StructWithPythonType(
-    [model.weights_type for model in pool_models], tuple
-  )
-
-  @tf.function
-  def compare(weights, x):
-    total = tf.zeros([])
-    sums = collections.OrderedDict(
-      agreement_top1=tf.zeros([]),
-      agreement_kl=tf.zeros([]),
-      entropy=tuple(tf.zeros([]) for _ in pool_models),
-    )
-    for start in tf.range(0, tf.shape(x)[0], _BATCH_SIZE):
-      batch = x[start : start + _BATCH_SIZE]
-      mask = _mask(batch, pad_id)
-      sums = tf.nest.map_structure(tf.add, sums, sums_on(weights, batch, mask))
-      total += tf.reduce_sum(mask)
-    return tf.nest.map_structure(
-      lambda value: tf.math.divide_no_nan(value, total), sums
-    )
-
-  @tff.tensorflow.computation(weights_type, x_type)
-  def work(weights, x):
-    return compare(weights, x)
-
-  @tff.federated_computation(
-    tff.FederatedType(weights_type, tff.SERVER),
-    tff.FederatedType(x_type, tff.SERVER),
-  )
-  def agreement(weights, x):
-    return tff.federated_map(work, (weights, x))
-
-  return agreement
+def _means(totals: Mapping[str, Any], pad_id: Optional[int]) -> dict:
+  """Returns a group's metrics; none for a group without a label."""
+  if not totals['labels']:
+    return {}
+  loss = totals['loss'] / totals['labels']
+  metrics = {'loss': float(loss)}
+  if pad_id is not None:
+    metrics['perplexity'] = float(np.exp(loss))
+  for name, counted in totals['counted'].items():
+    if counted:
+      metrics[name] = float(totals['correct'][name] / counted)
+  return metrics
 
 
-def _mask(x: tf.Tensor, pad_id: Optional[int]) -> tf.Tensor:
-  """Returns 1 for each position of raw inputs that is compared."""
-  if pad_id is None:
-    return tf.ones([tf.shape(x)[0]])
-  return client_update.label_mask(x, pad_id)
+def _differs(y: tf.Tensor, labels: Sequence[int]) -> tf.Tensor:
+  """Returns 1 where a label is none of the given ones, float32."""
+  differs = tf.ones_like(y, tf.float32)
+  for label in labels:
+    differs *= client_update.label_mask(y, label)
+  return differs

@@ -1,6 +1,5 @@
 """From a configuration to everything that a run needs."""
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
@@ -19,6 +18,7 @@ from tff_codist import registry
 from tff_codist import runtime
 from tff_codist import server_update
 from tff_codist import task as task_lib
+from tff_codist import unlabelled as unlabelled_lib
 
 del codist
 
@@ -29,21 +29,24 @@ class Experiment(NamedTuple):
   Attributes:
     config: The configuration.
     task: The task.
-    train: The training clients, without the distillation clients.
+    train: The training clients that no other part of the run sets aside.
+    test: The test clients on which the models are evaluated.
     pools: The pools.
-    distillation_clients: Ids of the clients whose inputs are U.
-    unlabelled: U; `None` if there are no distillation clients.
-    examples_type: TFF type of a client's examples.
+    distillation_clients: Ids of the training clients whose inputs are in U.
+    validation_clients: Ids of the training clients whose examples are the
+      server's validation set.
+    setting: What the algorithm was built for, U among it.
     algorithm: The algorithm.
   """
 
   config: config_lib.Config
   task: task_lib.Task
   train: clients.ClientData
+  test: clients.ClientData
   pools: tuple
   distillation_clients: tuple
-  unlabelled: Optional[clients.UnlabelledData]
-  examples_type: object
+  validation_clients: tuple
+  setting: algorithm.Setting
   algorithm: algorithm.Algorithm
 
 
@@ -63,8 +66,9 @@ def check_names(config: config_lib.Config) -> None:
   )
   for table, name in named:
     table[name]
+  unlabelled_lib.check_sources(config.unlabelled)
   runtime.check(config.runtime.name)
-  if 'merged' in algorithm.algorithms[config.algorithm.name].config_groups:
+  if algorithm.algorithms.reads(config.algorithm.name, 'merged.steps'):
     config.pools.per_pool(
       'merged.distillation_weight', config.merged.distillation_weight
     )
@@ -84,32 +88,31 @@ def check_no_idle_field(
     ConfigError: If one of them belongs to another algorithm or server
       optimizer, or is replaced by another field.
   """
-  optional_groups = {
-    group
-    for name in algorithm.algorithms.names()
-    for group in algorithm.algorithms[name].config_groups
+  pools, unlabelled = config.pools, config.unlabelled
+  replaced = {
+    'pools.clients_fraction': pools.client_lists or pools.capacity_table,
+    'pools.min_capacity': not pools.capacity_table,
+    'unlabelled.clients_fraction': 'clients' not in unlabelled.sources,
+    'unlabelled.domains': not {'clients', 'held_out'} & {*unlabelled.sources},
+    'unlabelled.weights': len(unlabelled.sources) == 1,
+    'unlabelled.max_examples': unlabelled.sources == ('none',),
   }
-  optimizers = server_update.server_optimizers
-  optional_fields = {
-    f'server.{field}'
-    for name in optimizers.names()
-    for field in optimizers[name].fields
-  }
-  name, optimizer = config.algorithm.name, config.server.optimizer
+  chosen = (
+    (task_lib.tasks, config.task.name),
+    (algorithm.algorithms, config.algorithm.name),
+    (server_update.server_optimizers, config.server.optimizer),
+  )
   for field in given:
-    group, _, leaf = field.partition('.')
-    reader = None
-    if group in optional_groups - set(algorithm.algorithms[name].config_groups):
-      reader = name
-    elif field in optional_fields and leaf not in optimizers[optimizer].fields:
-      reader = optimizer
-    elif field == 'pools.clients_fraction' and config.pools.client_lists:
-      reader = '--pools.client_lists'
-    if reader:
+    idle_with = [
+      repr(name) for table, name in chosen if not table.reads(name, field)
+    ]
+    if replaced.get(field):
+      idle_with.append('the other fields of its group')
+    if idle_with:
       raise errors.ConfigError(
-        f'--{field}, which has no effect with {reader}',
-        expected=f'fields that {reader} reads',
-        fix=f'leave it out or choose something else than {reader}',
+        f'--{field}, which has no effect with {idle_with[0]}',
+        expected='fields that the run reads',
+        fix='leave it out, or choose something else that reads it',
       )
 
 
@@ -127,42 +130,91 @@ def build_experiment(config: config_lib.Config) -> Experiment:
     DataError: If data is missing or corrupt.
   """
   check_names(config)
-  task = task_lib.tasks[config.task.name](config.task, config.seed)
-  distillation_clients = _distillation_clients(task, config)
-  train = task.train.subset(
-    set(task.train.client_ids) - set(distillation_clients)
+  seed = config.seed
+  task = task_lib.tasks[config.task.name](config)
+  distillation_clients = unlabelled_lib.clients_set_aside(
+    task, config.unlabelled, seed=seed
   )
-  unlabelled = None
-  if distillation_clients:
-    unlabelled = clients.UnlabelledData(
-      np.concatenate([task.train.load(c)['x'] for c in distillation_clients]),
-      seed=config.seed,
+  others = set(task.train.client_ids) - set(distillation_clients)
+  validation_clients = _first(
+    others, config.task.validation_clients, seed=seed, purpose='validation'
+  )
+  train = task.train.subset(others - set(validation_clients))
+  if not train.client_ids:
+    raise errors.ConfigError(
+      f'{len(distillation_clients)} distillation and '
+      f'{len(validation_clients)} validation clients of '
+      f'{len(task.train.client_ids)}, so that no clients are left',
+      expected='clients that train',
+      fix='lower --unlabelled.clients_fraction or --task.validation_clients',
     )
   pools = _pools(config, task, train)
   pools_lib.check_pools(pools, num_classes=task.num_classes)
-  examples_type = client_update.examples_type(train.load(train.client_ids[0]))
-  setting = algorithm.Setting(pools, task, examples_type, unlabelled)
-  build = algorithm.algorithms[config.algorithm.name].build
+  for pool in pools:
+    if pool.domains:
+      # Finds out now whether there are enough clients with such examples.
+      clients.load_cohort(
+        train,
+        pool.client_ids,
+        pool.cohort_size,
+        seed=seed,
+        round_num=1,
+        pool=pool.name,
+        domains=task.domain_indices(pool.domains),
+      )
+  setting = algorithm.Setting(
+    pools=pools,
+    task=task,
+    examples_type=client_update.examples_type(train.load(train.client_ids[0])),
+    unlabelled=unlabelled_lib.build_unlabelled(
+      task, config.unlabelled, client_ids=distillation_clients, seed=seed
+    ),
+    validation=_validation(task, validation_clients),
+  )
+  test = task.test
+  if config.program.evaluation_clients is not None:
+    test = test.subset(
+      _first(
+        test.client_ids,
+        config.program.evaluation_clients,
+        seed=seed,
+        purpose='evaluation',
+      )
+    )
   return Experiment(
     config=config,
     task=task,
     train=train,
+    test=test,
     pools=pools,
     distillation_clients=distillation_clients,
-    unlabelled=unlabelled,
-    examples_type=examples_type,
-    algorithm=build(setting, config),
+    validation_clients=validation_clients,
+    setting=setting,
+    algorithm=algorithm.algorithms[config.algorithm.name](setting, config),
   )
 
 
-def _distillation_clients(
-  task: task_lib.Task, config: config_lib.Config
+def _first(
+  client_ids: Iterable[str], count: int, *, seed: int, purpose: str
 ) -> tuple[str, ...]:
-  fraction = config.task.distillation_clients_fraction
-  ranked = pools_lib.ranked(
-    task.train.client_ids, seed=config.seed, purpose='distillation'
+  """Returns so many clients, chosen by a seeded hash of their ids, sorted."""
+  ranked = pools_lib.ranked(client_ids, seed=seed, purpose=purpose)
+  return tuple(sorted(ranked[:count]))
+
+
+def _validation(
+  task: task_lib.Task, client_ids: Iterable[str]
+) -> Optional[clients.Examples]:
+  loaded = [
+    clients.in_domains(task.train.load(client_id), ())
+    for client_id in client_ids
+  ]
+  if not loaded:
+    return None
+  return clients.Examples(
+    (name, np.concatenate([examples[name] for examples in loaded]))
+    for name in ('x', 'y')
   )
-  return tuple(sorted(ranked[: math.ceil(fraction * len(ranked))]))
 
 
 def _pools(
@@ -175,19 +227,38 @@ def _pools(
   model_names = fields.per_pool('pools.models', fields.models)
   fractions = fields.per_pool('pools.clients_fraction', fields.clients_fraction)
   sizes = fields.per_pool('pools.cohort_size', fields.cohort_size)
+  thresholds = fields.per_pool('pools.min_capacity', fields.min_capacity)
+  domains = fields.per_pool('pools.domains', fields.domains)
   lists = dict(zip(fields.names, fields.client_lists))
+  capacities = fields.capacity_table and pools_lib.read_capacities(
+    fields.capacity_table, task.train.client_ids
+  )
+
+  def client_ids(name: str) -> tuple[str, ...]:
+    if lists:
+      return pools_lib.from_list(lists[name], train.client_ids)
+    if capacities:
+      return tuple(
+        client_id
+        for client_id in train.client_ids
+        if capacities[client_id] >= thresholds[name]
+      )
+    return pools_lib.by_capacity(
+      train.client_ids, fractions[name], seed=config.seed
+    )
+
+  def domains_of(name: str) -> tuple[str, ...]:
+    names = () if domains[name] == 'all' else tuple(domains[name].split('+'))
+    task.domain_indices(names)
+    return names
+
   return tuple(
     pools_lib.Pool(
       name=name,
       model=models.Model(model_names[name], model_fns[model_names[name]]),
-      client_ids=(
-        pools_lib.from_list(lists[name], train.client_ids)
-        if lists
-        else pools_lib.by_capacity(
-          train.client_ids, fractions[name], seed=config.seed
-        )
-      ),
+      client_ids=client_ids(name),
       cohort_size=sizes[name],
+      domains=domains_of(name),
     )
     for name in fields.names
   )

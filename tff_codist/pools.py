@@ -1,5 +1,6 @@
 """Pools: which clients train which model."""
 
+import csv
 import hashlib
 import math
 import pathlib
@@ -19,12 +20,15 @@ class Pool(NamedTuple):
     client_ids: Its clients. Pools may overlap: by capacity, a client that can
       run the large model is in the small model's pool too.
     cohort_size: Clients sampled in every round.
+    domains: Names of the domains whose examples its clients train on; empty
+      for all.
   """
 
   name: str
   model: models.Model
   client_ids: tuple[str, ...]
   cohort_size: int
+  domains: tuple[str, ...] = ()
 
 
 def ranked(client_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
@@ -59,6 +63,50 @@ def by_capacity(
   return tuple(sorted(order[: max(1, math.ceil(fraction * len(order)))]))
 
 
+def read_capacities(path: str, client_ids: Iterable[str]) -> dict[str, float]:
+  """Reads a table of the clients' capacities.
+
+  Args:
+    path: A CSV file with the header `client_id,capacity` and one line for each
+      client. Capacity is a number in any unit, e.g. gigabytes of memory.
+    client_ids: The clients that exist.
+
+  Returns:
+    {client id: capacity}.
+
+  Raises:
+    DataNotFoundError: If there is no such file.
+    ConfigError: If a line is malformed, or the file does not list every client
+      exactly once.
+  """
+  text = _read_text(path, 'a CSV file with the header client_id,capacity')
+  rows = csv.reader(text.splitlines())
+  if next(rows, None) != ['client_id', 'capacity']:
+    raise _in_file(path, 1, 'no header client_id,capacity')
+  known, capacities = set(client_ids), {}
+  for row in rows:
+    try:
+      client_id, capacity = row
+      value = float(capacity)
+    except ValueError:
+      raise _in_file(path, rows.line_num, f'{",".join(row)!r}') from None
+    if not math.isfinite(value):
+      raise _in_file(path, rows.line_num, f'capacity {capacity}')
+    if client_id not in known:
+      raise _in_file(path, rows.line_num, f'unknown client id {client_id!r}')
+    if client_id in capacities:
+      raise _in_file(path, rows.line_num, f'client id {client_id!r} again')
+    capacities[client_id] = value
+  missing = sorted(known - set(capacities))
+  if missing:
+    raise _in_file(
+      path,
+      rows.line_num,
+      f'no capacity of {missing[0]!r} and {len(missing) - 1} others',
+    )
+  return capacities
+
+
 def from_list(path: str, client_ids: Iterable[str]) -> tuple[str, ...]:
   """Returns the clients that a file lists, one id a line.
 
@@ -68,27 +116,22 @@ def from_list(path: str, client_ids: Iterable[str]) -> tuple[str, ...]:
 
   Raises:
     DataNotFoundError: If there is no such file.
-    ConfigError: If the file lists no client, or one that does not exist.
+    ConfigError: If the file lists no client, one that does not exist, or one
+      twice.
   """
-  try:
-    text = pathlib.Path(path).read_text(encoding='utf-8')
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.DataNotFoundError(
-      f'no readable file {path}',
-      expected='a file with one client id a line',
-      fix='correct --pools.client_lists',
-    ) from error
-  listed = {line.strip() for line in text.splitlines()} - {''}
-  unknown = sorted(listed - set(client_ids))
-  if unknown or not listed:
-    found = (
-      f'client id {unknown[0]!r}, which is in no data set,' if unknown else ''
-    )
-    raise errors.ConfigError(
-      f'{found or "no client id"} in {path}',
-      expected='ids of training clients that are not distillation data',
-      fix='correct the file',
-    )
+  text = _read_text(path, 'a file with one client id a line')
+  known, listed = set(client_ids), set()
+  for line_num, line in enumerate(text.splitlines(), start=1):
+    client_id = line.strip()
+    if not client_id:
+      continue
+    if client_id not in known:
+      raise _in_file(path, line_num, f'unknown client id {client_id!r}')
+    if client_id in listed:
+      raise _in_file(path, line_num, f'client id {client_id!r} again')
+    listed.add(client_id)
+  if not listed:
+    raise _in_file(path, 1, 'no client id')
   return tuple(sorted(listed))
 
 
@@ -118,3 +161,23 @@ def check_pools(pools: Sequence[Pool], *, num_classes: int) -> None:
         expected=f'{num_classes} classes, as in the task and every pool',
         fix='choose a model made for the task with --pools.models',
       )
+
+
+def _read_text(path: str, expected: str) -> str:
+  try:
+    return pathlib.Path(path).read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.DataNotFoundError(
+      f'no readable file {path}',
+      expected=expected,
+      fix='correct --pools.client_lists or --pools.capacity_table',
+    ) from error
+
+
+def _in_file(path: str, line_num: int, what: str) -> errors.ConfigError:
+  return errors.ConfigError(
+    f'{what} in {path}, line {line_num}',
+    expected='training clients that no other part of the run sets aside, each '
+    'once',
+    fix='correct the file',
+  )

@@ -22,13 +22,22 @@ class Registry(Generic[_T]):
   def __init__(self, kind: str):
     self._kind = kind
     self._entries: dict[str, _T] = {}
+    self._reads: dict[str, frozenset] = {}
 
-  def register(self, name: str) -> Callable[[_T], _T]:
-    """Returns a decorator that enters a function under `name`."""
+  def register(self, name: str, *reads: str) -> Callable[[_T], _T]:
+    """Returns a decorator that enters a function under `name`.
+
+    Args:
+      name: The name.
+      *reads: Fields (`'server.beta1'`) or groups (`'merged'`) of the
+        configuration that this entry reads and others of the table do not.
+        Setting one while another entry is chosen is an error.
+    """
 
     def enter(entry: _T) -> _T:
       if self._entries.setdefault(name, entry) is not entry:
         raise ValueError(f'{self._kind} {name!r} is registered twice')
+      self._reads[name] = frozenset(reads)
       return entry
 
     return enter
@@ -42,3 +51,18 @@ class Registry(Generic[_T]):
   def names(self) -> list[str]:
     """Returns the registered names, sorted."""
     return sorted(self._entries)
+
+  def reads(self, name: str, field: str) -> bool:
+    """Returns whether a field of the configuration matters to an entry.
+
+    Args:
+      name: The entry.
+      field: The field's full name, e.g. `'server.beta1'`.
+
+    Returns:
+      False exactly if other entries of the table read the field or its group,
+      and this one does not.
+    """
+    keys = {field, field.partition('.')[0]}
+    known = frozenset().union(*self._reads.values())
+    return bool(keys & self._reads[name]) or not keys & known

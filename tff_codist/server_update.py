@@ -99,50 +99,27 @@ BuildOptimizerFn = Callable[
 ]
 
 
-class OptimizerEntry(NamedTuple):
-  """A server optimizer's row in the table.
-
-  Attributes:
-    build: `config -> Optimizer`.
-    fields: Fields of `ServerConfig` that it reads beside the learning rate.
-      Setting one that only other optimizers read is an error.
-  """
-
-  build: BuildOptimizerFn
-  fields: tuple = ()
-
-
-server_optimizers: registry.Registry[OptimizerEntry] = registry.Registry(
+server_optimizers: registry.Registry[BuildOptimizerFn] = registry.Registry(
   'server optimizer'
 )
 
-_ADAPTIVE = ('flavor', 'epsilon', 'initial_accumulator')
-_WITH_DECAYS = (*_ADAPTIVE, 'beta1', 'beta2')
+_ADAPTIVE = ('server.flavor', 'server.epsilon', 'server.initial_accumulator')
+_WITH_DECAYS = (*_ADAPTIVE, 'server.beta1', 'server.beta2')
 
 
-def register(name: str, *fields: str):
-  """Enters a builder into the table under `name`; see `OptimizerEntry`."""
-
-  def enter(build: BuildOptimizerFn) -> BuildOptimizerFn:
-    server_optimizers.register(name)(OptimizerEntry(build, fields))
-    return build
-
-  return enter
-
-
-@register('fedavg')
+@server_optimizers.register('fedavg')
 def _fedavg(config):
   return tff.learning.optimizers.build_sgdm(config.learning_rate)
 
 
-@register('fedavgm', 'momentum')
+@server_optimizers.register('fedavgm', 'server.momentum')
 def _fedavgm(config):
   return tff.learning.optimizers.build_sgdm(
     config.learning_rate, momentum=config.momentum
   )
 
 
-@register('fedadam', *_WITH_DECAYS)
+@server_optimizers.register('fedadam', *_WITH_DECAYS)
 def _fedadam(config):
   if config.flavor == 'tff':
     if config.initial_accumulator:
@@ -159,7 +136,7 @@ def _fedadam(config):
   )
 
 
-@register('fedyogi', *_WITH_DECAYS)
+@server_optimizers.register('fedyogi', *_WITH_DECAYS)
 def _fedyogi(config):
   if config.flavor == 'tff':
     return tff.learning.optimizers.build_yogi(
@@ -174,7 +151,7 @@ def _fedyogi(config):
   )
 
 
-@register('fedadagrad', *_ADAPTIVE)
+@server_optimizers.register('fedadagrad', *_ADAPTIVE)
 def _fedadagrad(config):
   if config.flavor == 'tff':
     return tff.learning.optimizers.build_adagrad(
@@ -209,7 +186,7 @@ def build_server_optimizer(
     UnknownNameError: If there is no such optimizer.
     ConfigError: If the flavor does not have the configured start.
   """
-  return server_optimizers[config.optimizer].build(config)
+  return server_optimizers[config.optimizer](config)
 
 
 class ServerUpdate(NamedTuple):

@@ -1,12 +1,15 @@
 """What a task provides: data, preprocessing and models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Optional, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from tff_codist import clients
 from tff_codist import config as config_lib
+from tff_codist import errors
 from tff_codist import registry
 
 
@@ -25,18 +28,53 @@ class Preprocess(Protocol):
     """
 
 
+class ForeignInputs(Protocol):
+  """Makes raw inputs of a task from data that are not the task's own.
+
+  Attributes:
+    feature: Name of the feature in a TFDS set: 'image' or 'text'.
+  """
+
+  feature: str
+
+  def convert(self, items: list) -> np.ndarray:
+    """Returns raw inputs `[examples, ...]`.
+
+    Args:
+      items: Images, uint8 `[height, width, 1 or 3]`, or sentences, `str`.
+
+    Raises:
+      DataError: If an item cannot be made an input.
+    """
+
+  def noise(self, rng: np.random.Generator, num_examples: int) -> np.ndarray:
+    """Returns raw inputs, uniform over all that there could be."""
+
+
 class Task(NamedTuple):
   """A learning problem on clients.
 
   Attributes:
     name: The task's name.
-    num_classes: Length of a logits vector.
-    train: The training clients, distillation clients among them.
+    num_classes: Length of a logits vector, C.
+    train: The training clients.
     test: The test clients.
     preprocess: From raw to model inputs.
     models: For each model name, a function that builds the Keras model; what
       `--pools.models` chooses from.
-    pad_id: Label of padding, which counts nowhere; `None` without padding.
+    pad_id: Label of padding, which counts nowhere; `None` without padding. A
+      task with padding is a language task: its inputs are tokens, its labels
+      the next ones.
+    uncounted_labels: For each further accuracy of the evaluation, by its name,
+      the labels beside padding that it leaves out.
+    domains: Names of the domains; the clients' examples then have a `domain`,
+      an index into them. Empty if the task has none.
+    held_out: Clients that the data set holds out for the server; `None` if it
+      has none.
+    foreign: Makes inputs from other data sets and from noise; `None` if that
+      has no meaning.
+    own_datasets: Names of TFDS sets with the task's own examples, among them
+      those of its test; they are refused as distillation data.
   """
 
   name: str
@@ -46,12 +84,30 @@ class Task(NamedTuple):
   preprocess: Preprocess
   models: Mapping[str, Callable[[], tf.keras.Model]]
   pad_id: Optional[int] = None
+  uncounted_labels: Mapping[str, tuple] = MappingProxyType({})
+  domains: tuple = ()
+  held_out: Optional[clients.ClientData] = None
+  foreign: Optional[ForeignInputs] = None
+  own_datasets: tuple = ()
+
+  def domain_indices(self, names: Iterable[str]) -> tuple[int, ...]:
+    """Returns domains' indices, as in the `domain` of the examples.
+
+    Raises:
+      UnknownNameError: If the task has no such domain, with the nearest.
+    """
+    for name in names:
+      if name not in self.domains:
+        raise errors.UnknownNameError(
+          f'domain of task {self.name}', name, self.domains
+        )
+    return tuple(map(self.domains.index, names))
 
 
-LoadTaskFn = Callable[[config_lib.TaskConfig, int], Task]
+LoadTaskFn = Callable[[config_lib.Config], Task]
 PresetFn = Callable[[bool], config_lib.Config]
 
-# Functions `(config, seed) -> Task`.
+# Functions `config -> Task`.
 tasks: registry.Registry[LoadTaskFn] = registry.Registry('task')
-# Functions `(quick) -> Config`; `quick` gives a smoke form of seconds.
+# Functions `quick -> Config`; `quick` gives a smoke form of seconds.
 presets: registry.Registry[PresetFn] = registry.Registry('preset')

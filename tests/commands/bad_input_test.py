@@ -16,7 +16,7 @@ def _train(tmp_path, *flags):
   arguments = command_line.parse(
     [*flags, f'--run_dir={run_dir}'], description=''
   )
-  training.train(arguments.config, arguments.run_dir)
+  training.train(arguments.config, arguments.folder)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,35 @@ def _train(tmp_path, *flags):
     (['--pools.cohort_size', '1000'], 'a cohort of 1000'),
     (['--pools.client_lists', '/nowhere/a', '/nowhere/b'], 'no readable file'),
     (['--algorithm.name', 'fed_avg', '--merged.steps', '1'], 'no effect with'),
-    (['--periodic.period', '7'], 'no effect with merged_codist'),
-    (['--server.momentum', '0.5'], 'no effect with fedadam'),
-    (['--server.optimizer=fedavg', '--server.epsilon=1'], 'with fedavg'),
+    (['--periodic.period', '7'], "no effect with 'merged_codist'"),
+    (['--server.momentum', '0.5'], "no effect with 'fedadam'"),
+    (['--server.optimizer=fedavg', '--server.epsilon=1'], "with 'fedavg'"),
     (['--seed=1', '--seed=2'], 'given 2 times'),
     (['--quick=1'], 'command line'),
     (['--preset'], 'command line'),
     (['--merged.distillation_weight', '0.1', '0.2', '0.3'], 'each pool of'),
     (['--program.rounds', '2.5'], 'invalid int'),
-    (['--task.distillation_clients_fraction', '0'], 'unlabelled examples'),
+    (['--unlabelled.sources', 'none'], 'unlabelled examples'),
+    (['--unlabelled.sources', 'test'], 'test data as distillation data'),
+    (['--unlabelled.sources', 'client'], "use 'clients'"),
+    (['--unlabelled.sources', 'held_out'], "'held_out' for task 'digits'"),
+    (['--unlabelled.sources', 'tfds:nosuchset'], "no data set 'nosuchset'"),
+    (['--unlabelled.weights', '1'], 'no effect with'),
+    (['--unlabelled.clients_fraction', '0'], r'a number in \(0, 1\)'),
+    (['--text.vocab_size', '9'], "no effect with 'digits'"),
+    (['--task.data_dir', '/tmp'], "no effect with 'digits'"),
+    (['--task.name', 'stackoverflow', '--text.vocab_size', '0'], 'above 0'),
+    (
+      ['--task.name', 'stackoverflow', '--text.sequence_length', '1'],
+      'at least 2',
+    ),
+    (['--pools.domains', 'questions'], "domain of task digits 'questions'"),
+    (['--pools.capacity_table', '/nowhere'], 'no readable file'),
+    (
+      ['--distillation.min_teacher_accuracy', '0.5'],
+      'without a validation set',
+    ),
+    (['--task.validation_clients', '40'], 'clients are left'),
   ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(

@@ -16,7 +16,7 @@ from tff_codist import task
 
 
 def _load(seed=1):
-  return task.tasks['digits'](config_lib.TaskConfig(), seed)
+  return task.tasks['digits'](config_lib.Config(seed=seed))
 
 
 def _labels(data):
@@ -125,9 +125,7 @@ def test_presets_validate_and_name_their_task_and_its_models(name, quick):
 
 def test_digits_pools_are_large_enough_for_their_cohorts():
   config = task.presets['digits'](False)
-  training = digits.NUM_CLIENTS * (
-    1 - config.task.distillation_clients_fraction
-  )
+  training = digits.NUM_CLIENTS * (1 - config.unlabelled.clients_fraction)
   for fraction, cohort_size in zip(
     config.pools.clients_fraction, config.pools.cohort_size
   ):

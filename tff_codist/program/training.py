@@ -8,16 +8,19 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 
 import numpy as np
 
 from tff_codist import clients
 from tff_codist import config as config_lib
 from tff_codist import errors
-from tff_codist import evaluation
+from tff_codist import evaluation as evaluation_lib
 from tff_codist import experiment as experiment_lib
 from tff_codist import files
+from tff_codist import models
 from tff_codist import runtime
+from tff_codist import teachers
 from tff_codist.program import checkpoints
 from tff_codist.program import costs
 from tff_codist.program import recorders
@@ -76,7 +79,8 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
     run_dir: The run folder.
 
   Returns:
-    The checkpoint's round, and the metrics of `Evaluator.evaluate`.
+    The checkpoint's round, and the metrics of `Evaluator.evaluate` and
+    `Teachers.measure`.
 
   Raises:
     RunFolderError: If the folder holds no run, or no checkpoint yet.
@@ -98,7 +102,7 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
         fix='start the run again with the command in environment.json',
       )
     models_weights = experiment.algorithm.models(state)
-    return round_num, _evaluator(experiment).evaluate(models_weights)
+    return round_num, _Evaluation(experiment).measure(models_weights)
 
 
 def _run_rounds(
@@ -115,13 +119,16 @@ def _run_rounds(
   state = state if saved is None else saved
   asyncio.run(checkpoint_manager.remove_after(last_round))
 
-  evaluator = _evaluator(experiment)
+  evaluation = _Evaluation(experiment)
   progress = recorders.ProgressBar(
     config.pools.names, rounds=program.rounds, initial=last_round
   )
   recorder = recorders.Recorder(folder, progress)
   loader = clients.CohortLoader(
-    experiment.train, experiment.pools, seed=config.seed
+    experiment.train,
+    experiment.pools,
+    seed=config.seed,
+    domains=experiment.task.domains,
   )
   round_costs = costs.round_costs(experiment.pools)
 
@@ -133,7 +140,7 @@ def _run_rounds(
   try:
     if last_round == 0:
       with stop.interruptible():
-        metrics = _evaluate(evaluator, algorithm.models(state))
+        metrics = evaluation.measure(algorithm.models(state))
       recorder.record(metrics, 0)
     for round_num in range(last_round + 1, program.rounds + 1):
       is_last = round_num == program.rounds
@@ -144,7 +151,7 @@ def _run_rounds(
         metrics = {**metrics, **round_costs}
         metrics['time/round_seconds'] = time.monotonic() - started
         if is_last or round_num % program.rounds_per_evaluation == 0:
-          metrics |= _evaluate(evaluator, algorithm.models(new_state))
+          metrics |= evaluation.measure(algorithm.models(new_state))
       _check_finite(algorithm.models(new_state), round_num)
       recorder.record(metrics, round_num)
       state, last_round = new_state, round_num
@@ -169,22 +176,22 @@ def _checkpoint_manager(
   )
 
 
-def _evaluator(
-  experiment: experiment_lib.Experiment,
-) -> evaluation.Evaluator:
-  return evaluation.Evaluator(
-    experiment.pools,
-    experiment.task,
-    experiment.examples_type,
-    unlabelled=experiment.unlabelled,
-  )
+class _Evaluation:
+  """All that is measured of the models between rounds."""
 
+  def __init__(self, experiment: experiment_lib.Experiment):
+    setting = experiment.setting
+    self._evaluator = evaluation_lib.Evaluator(setting, experiment.test)
+    self._teachers = teachers.Teachers(setting)
 
-def _evaluate(evaluator, models_weights) -> dict[str, float]:
-  started = time.monotonic()
-  metrics = evaluator.evaluate(models_weights)
-  metrics['time/evaluation_seconds'] = time.monotonic() - started
-  return metrics
+  def measure(
+    self, models_weights: Mapping[str, models.Weights]
+  ) -> dict[str, float]:
+    started = time.monotonic()
+    metrics = self._evaluator.evaluate(models_weights)
+    metrics |= self._teachers.measure(models_weights)
+    metrics['time/evaluation_seconds'] = time.monotonic() - started
+    return metrics
 
 
 def _check_finite(models_weights, round_num: int) -> None:

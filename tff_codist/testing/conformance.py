@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tff_codist import algorithm
 from tff_codist import evaluation
+from tff_codist import teachers
 from tff_codist.program import checkpoints
 from tff_codist.testing import toys
 
@@ -150,16 +151,12 @@ def check_evaluation_changes_nothing(build: BuildFn) -> None:
   """Evaluating twice gives the same metrics and the same next round."""
   setting = toys.make_setting()
   built = build(setting)
-  evaluator = evaluation.Evaluator(
-    setting.pools,
-    setting.task,
-    setting.examples_type,
-    unlabelled=setting.unlabelled,
-  )
+  evaluator = evaluation.Evaluator(setting, setting.task.test)
+  measured = teachers.Teachers(setting)
   state = run_rounds(built, setting, range(1, 2))
   copy = tf.nest.map_structure(np.array, state)
-  first = evaluator.evaluate(built.models(state))
-  assert first == evaluator.evaluate(built.models(state))
+  for measure in (evaluator.evaluate, measured.measure):
+    assert measure(built.models(state)) == measure(built.models(state))
   toys.assert_same(state, copy)
 
 
@@ -182,9 +179,7 @@ def check_learns(build: BuildFn) -> None:
   setting = toys.make_setting()
   built = build(setting)
   state = run_rounds(built, setting, range(1, 61))
-  evaluator = evaluation.Evaluator(
-    setting.pools, setting.task, setting.examples_type
-  )
+  evaluator = evaluation.Evaluator(setting, setting.task.test)
   metrics = evaluator.evaluate(built.models(state))
   for pool in setting.pools:
     assert metrics[f'eval/{pool.name}/accuracy'] > 0.8

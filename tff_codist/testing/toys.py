@@ -13,6 +13,7 @@ from tff_codist import clients
 from tff_codist import models
 from tff_codist import pools as pools_lib
 from tff_codist import task as task_lib
+from tff_codist import unlabelled as unlabelled_lib
 
 NUM_CLASSES = 3
 NUM_FEATURES = 4
@@ -92,7 +93,7 @@ def make_setting(
     task=task,
     examples_type=client_update.examples_type(make_examples(1)),
     unlabelled=(
-      clients.UnlabelledData(make_examples(50, seed=99)['x'], seed=1)
+      unlabelled_lib.UnlabelledData(make_examples(50, seed=99)['x'], seed=1)
       if unlabelled
       else None
     ),

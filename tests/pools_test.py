@@ -1,0 +1,70 @@
+"""Who is in which pool."""
+
+import pytest
+
+from tff_codist import errors
+from tff_codist import pools as pools_lib
+from tff_codist.testing import toys
+
+_IDS = [f'client {i}' for i in range(100)]
+
+
+def test_capacity_pools_are_nested_and_independent_of_order():
+  large = pools_lib.by_capacity(_IDS, 0.2, seed=1)
+  medium = pools_lib.by_capacity(_IDS, 0.5, seed=1)
+  assert len(large) == 20
+  assert set(large) < set(medium) < set(pools_lib.by_capacity(_IDS, 1, seed=1))
+  assert pools_lib.by_capacity(_IDS[::-1], 0.2, seed=1) == large
+  assert pools_lib.by_capacity(_IDS, 0.2, seed=2) != large
+  assert len(pools_lib.by_capacity(_IDS, 1e-9, seed=1)) == 1
+
+
+def test_pools_from_lists(tmp_path):
+  path = tmp_path / 'ids.txt'
+  path.write_text('client 3\n\nclient 1\n')
+  assert pools_lib.from_list(path, _IDS) == ('client 1', 'client 3')
+  path.write_text('client 3\nnobody\n')
+  with pytest.raises(errors.ConfigError, match=r"'nobody' .* line 2"):
+    pools_lib.from_list(path, _IDS)
+  path.write_text('client 3\nclient 3\n')
+  with pytest.raises(errors.ConfigError, match=r'again in .* line 2'):
+    pools_lib.from_list(path, _IDS)
+  path.write_text('\n')
+  with pytest.raises(errors.ConfigError, match='no client id'):
+    pools_lib.from_list(path, _IDS)
+  with pytest.raises(errors.DataNotFoundError):
+    pools_lib.from_list(tmp_path / 'missing', _IDS)
+
+
+def test_cohort_larger_than_its_pool_and_other_classes_are_refused():
+  (pool, _) = toys.make_setting().pools
+  with pytest.raises(errors.ConfigError, match='cohort of 13'):
+    pools_lib.check_pools([pool._replace(cohort_size=13)], num_classes=3)
+  with pytest.raises(errors.ConfigError, match='with 3 classes'):
+    pools_lib.check_pools([pool], num_classes=4)
+  pools_lib.check_pools([pool], num_classes=3)
+
+
+def test_capacity_table(tmp_path):
+  path = tmp_path / 'capacities.csv'
+
+  def read(*lines):
+    path.write_text('\n'.join(lines) + '\n')
+    return pools_lib.read_capacities(path, ['a', 'b,c'])
+
+  header = 'client_id,capacity'
+  assert read(header, 'a,4', '"b,c",0.5') == {'a': 4, 'b,c': 0.5}
+  for lines, message in (
+    (['a,4'], 'no header'),
+    ([header, 'a,4', 'a,4'], "'a' again in .* line 3"),
+    ([header, 'a,4', 'd,4'], "unknown client id 'd' in .* line 3"),
+    ([header, 'a,much'], "'a,much' in .* line 2"),
+    ([header, 'a'], "'a' in .* line 2"),
+    ([header, 'a,nan'], 'capacity nan'),
+    ([header, 'a,4'], "no capacity of 'b,c'"),
+    ([], 'no header'),
+  ):
+    with pytest.raises(errors.ConfigError, match=message):
+      read(*lines)
+  with pytest.raises(errors.DataNotFoundError):
+    pools_lib.read_capacities(tmp_path / 'missing', _IDS)

@@ -1,0 +1,126 @@
+"""Measures of teachers against NumPy, and the gate."""
+
+import numpy as np
+import pytest
+
+from tff_codist import client_update
+from tff_codist import config as config_lib
+from tff_codist import errors
+from tff_codist import models
+from tff_codist import teachers
+from tff_codist.testing import toys
+
+_TYPE = client_update.examples_type(toys.make_examples(1))
+
+
+@pytest.fixture(scope='module')
+def linear():
+  return models.Model('linear', toys.MODELS['small'])
+
+
+@pytest.fixture(scope='module')
+def setting():
+  built = toys.make_setting()
+  return built._replace(validation=toys.make_examples(300, seed=3))
+
+
+def _probs(weights, x):
+  z = x @ weights[0] + weights[1]
+  e = np.exp(z - z.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def test_entropy(linear, stock):
+  weights, x = linear.initialize(0), toys.make_examples(450, seed=5)['x']
+  entropy = teachers.build_entropy(linear, _TYPE['x'], toys.make_task())
+  assert str(entropy.type_signature) == (
+    '(<<float32[4,3],float32[3]>@SERVER,float32[?,4]@SERVER> -> float32@SERVER)'
+  )
+  p = _probs(weights, x)
+  np.testing.assert_allclose(
+    entropy(weights, x), -np.mean(np.sum(p * np.log(p), -1)), rtol=1e-5
+  )
+
+
+def test_agreement_of_three_models(linear, stock):
+  weights = tuple(linear.initialize(seed) for seed in (0, 1, 2))
+  x = toys.make_examples(450, seed=5)['x']
+  agreement = teachers.build_agreement(
+    [linear] * 3, _TYPE['x'], toys.make_task()
+  )
+  found = agreement(weights, x)
+  probs = [_probs(w, x) for w in weights]
+  pairs = [
+    (p, q) for i, p in enumerate(probs) for q in probs[:i] + probs[i + 1 :]
+  ]
+  np.testing.assert_allclose(
+    found['agreement_top1'],
+    np.mean([np.mean(p.argmax(-1) == q.argmax(-1)) for p, q in pairs]),
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    found['agreement_kl'],
+    np.mean([np.mean(np.sum(p * np.log(p / q), -1)) for p, q in pairs]),
+    rtol=1e-4,
+  )
+
+
+def test_validation(linear, stock):
+  weights, examples = linear.initialize(0), toys.make_examples(450, seed=6)
+  validate = teachers.build_validation(linear, _TYPE, toys.make_task())
+  found = validate(weights, examples)
+  p, y = _probs(weights, examples['x']), examples['y']
+  hits, confidence = p.argmax(-1) == y, p.max(-1)
+  error = 0.0
+  for low in range(15):
+    here = (confidence >= low / 15) & (confidence < (low + 1) / 15)
+    if here.any():
+      gap = abs(hits[here].mean() - confidence[here].mean())
+      error += here.mean() * gap
+  assert found['validation_accuracy'] == pytest.approx(hits.mean())
+  assert found['calibration_error'] == pytest.approx(error, rel=1e-4)
+  assert found['validation_loss'] == pytest.approx(
+    -np.log(p[np.arange(len(y)), y]).mean(), rel=1e-5
+  )
+
+
+def test_calibration_of_certainty(linear, stock):
+  # Certain and always right: no error; certain and always wrong: all of it.
+  certain = (np.zeros((4, 3), np.float32), np.array([99, 0, 0], np.float32))
+  validate = teachers.build_validation(linear, _TYPE, toys.make_task())
+  examples = toys.make_examples(10)
+  for label, expected in ((0, 0.0), (1, 1.0)):
+    examples['y'] = np.full(10, label, np.int32)
+    assert validate(certain, examples)['calibration_error'] == expected
+
+
+def test_all_measures_of_a_setting(setting, stock):
+  weights = {pool.name: pool.model.initialize(1) for pool in setting.pools}
+  metrics = teachers.Teachers(setting).measure(weights)
+  own = ('entropy', 'validation_loss', 'validation_accuracy')
+  assert set(metrics) == {
+    'exchange/agreement_top1',
+    'exchange/agreement_kl',
+    *(f'exchange/{p}/{m}' for p in 'ab' for m in (*own, 'calibration_error')),
+  }
+  bare = setting._replace(unlabelled=None, validation=None)
+  assert not teachers.Teachers(bare).measure(weights)
+
+
+def _admits(setting, weights, **thresholds):
+  config = config_lib.DistillationConfig(**thresholds)
+  return teachers.Gate(setting, config).admits('a', weights)
+
+
+def test_gate(setting, stock):
+  uniform = (np.zeros((4, 3), np.float32), np.zeros(3, np.float32))
+  right = (100 * np.eye(4, 3, dtype=np.float32), np.zeros(3, np.float32))
+  assert _admits(setting, uniform)
+  assert not _admits(setting, uniform, max_teacher_entropy=0.99)
+  assert _admits(setting, right, max_teacher_entropy=0.1)
+  assert not _admits(setting, uniform, min_teacher_accuracy=0.9)
+  assert _admits(
+    setting, right, min_teacher_accuracy=0.99, max_teacher_entropy=0.1
+  )
+  with pytest.raises(errors.ConfigError, match='without a validation set'):
+    _admits(setting._replace(validation=None), right, min_teacher_accuracy=0.5)
