@@ -4,6 +4,10 @@ import collections
 
 import numpy as np
 import pytest
+import tensorflow as tf
+
+# Not among TFF's public names.
+from tensorflow_federated.python.simulation.baselines import keras_metrics
 
 from tff_codist import client_update
 from tff_codist import clients as clients_lib
@@ -126,3 +130,45 @@ def test_domain_without_examples_has_no_metrics(stock):
   )
   assert 'eval/a/all_of_them/accuracy' in metrics
   assert not [name for name in metrics if 'none' in name]
+
+
+def test_accuracies_of_sentences_are_those_of_tffs_baseline_task(stock):
+  # Tokens: 0 padding, 1 to 5 words, 6 out-of-vocabulary, 7 begin, 8 end.
+  model = models.Model('lstm', lambda: models.lstm(9, 4, embedding=2, units=3))
+  weights = tuple(3 * w for w in model.initialize(1))
+  rng = np.random.default_rng(0)
+  x = rng.integers(1, 9, size=(300, 4), dtype=np.int32)
+  y = rng.integers(0, 9, size=(300, 4), dtype=np.int32)
+  left_out = {'no_oov': (6,), 'no_oov_or_eos': (6, 8)}
+  task = toys.make_task()._replace(
+    preprocess=lambda x, seed=None: x,
+    pad_id=0,
+    uncounted_labels=left_out,
+    test=clients_lib.ClientData(
+      ['1', '2'],
+      lambda i: clients_lib.Examples(x=x[: 50 * int(i)], y=y[: 50 * int(i)]),
+    ),
+  )
+  pool = toys.make_setting().pools[0]._replace(model=model)
+  examples = task.test.load('1')
+  setting = toys.make_setting()._replace(
+    pools=[pool],
+    task=task,
+    examples_type=client_update.examples_type(examples),
+  )
+  metrics = evaluation.Evaluator(setting, task.test).evaluate({'a': weights})
+
+  xs, ys = (np.concatenate([v[:50], v[:100]]) for v in (x, y))
+  logits = model.to_keras(weights)(xs)
+  for name, labels in {'accuracy': (), **left_out}.items():
+    metric = keras_metrics.MaskedCategoricalAccuracy(masked_tokens=[0, *labels])
+    metric.update_state(ys, logits)
+    assert metrics[f'eval/a/{name}'] == pytest.approx(metric.result().numpy())
+  loss = tf.keras.losses.sparse_categorical_crossentropy(
+    ys, logits, from_logits=True
+  )
+  expected = np.mean(loss.numpy()[ys != 0])
+  assert metrics['eval/a/loss'] == pytest.approx(expected, rel=1e-5)
+  assert metrics['eval/a/perplexity'] == pytest.approx(
+    np.exp(expected), rel=1e-5
+  )
