@@ -16,10 +16,9 @@ def lstm(
   """Builds a recurrent network with one LSTM.
 
   With `embedding=96, units=670` it is the network of Reddi et al. (arXiv
-  2003.00295, appendix C.4) and of TFF's Stack Overflow task, 4,050,748 weights
-  for 10,004 tokens. TFF's has a mask that holds the state at padding, which
-  changes only logits that count nowhere; it is left out, as it costs a tenth
-  of the time.
+  2003.00295) and of TFF's Stack Overflow task, 4,050,748 weights for 10,004
+  tokens. TFF's has a mask that holds the state at padding, which changes only
+  logits that count nowhere; it is left out, as it costs a tenth of the time.
 
   Args:
     num_tokens: Number of tokens, special ones among them; also the length of
