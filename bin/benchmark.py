@@ -2,9 +2,9 @@
 """Measures rounds: TFF as documented, this package, TensorFlow alone.
 
 Workloads `cnn` and `dense` are rounds of federated averaging on random images,
-stored as uint8 and normalised in the graph: one local epoch of SGD, batches of
-20, weighted mean, Adam at the server. Three competitors take turns, so that a
-noisy machine is noisy for all of them:
+stored as uint8 and normalised in the graph, `lstm` on random sentences of 20
+words: one local epoch of SGD, batches of 20, weighted mean, Adam at the server.
+Three competitors take turns, so that a noisy machine is noisy for all of them:
 
   tff         tff.learning.algorithms.build_weighted_fed_avg, tf.data clients
   tff_codist  this package's fed_avg, clients as tensors
@@ -13,6 +13,10 @@ noisy machine is noisy for all of them:
 tff and tff_codist run on the same stock worker, a new one for each
 workload. Workload `round` shows where the time of a MERGED CODIST round on
 digits goes. The first round and what is built before it are reported apart.
+
+Workload `clients` shows what time and memory the number of clients costs: it
+samples cohorts of 50 from Stack Overflow files of 1,000 and of 100,000 made-up
+users, each file in a new process.
 
   bin/benchmark.py
   bin/benchmark.py --workload dense round --rounds 20 --json dense.json
@@ -23,13 +27,17 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
+import sqlite3
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,25 +53,19 @@ _IMAGE_SHAPE = (28, 28, 1)
 _NUM_CLASSES = 62
 _BATCH_SIZE = 20
 _CLIENT_LEARNING_RATE = 0.1
+_NUM_TOKENS = 10_004
+_SENTENCE_LENGTH = 20
+_NUM_WORDS = 1000
+_CLIENTS_COUNTS = (1_000, 100_000)
+_SENTENCES_PER_USER = 5
+_COHORT_SIZE = 50
+_NUM_COHORTS = 100
 _MIB = 2**20
 
-# (x, y) of each client: uint8 `[examples, 28, 28, 1]`, int32 `[examples]`.
+# (x, y) of each client: images uint8 `[examples, 28, 28, 1]` and labels int32
+# `[examples]`, or tokens int32 `[examples, 20]` and the next ones.
 Data = Sequence[tuple]
 RunRoundFn = Callable[[], None]
-
-
-class Workload(NamedTuple):
-  """Federated averaging of one model.
-
-  Attributes:
-    keras_fn: Builds the model, from images to logits.
-    num_clients: Clients in a round.
-    examples_per_client: Examples that each of them has.
-  """
-
-  keras_fn: Callable[[], Any]
-  num_clients: int
-  examples_per_client: int = 100
 
 
 def build_cnn():
@@ -91,24 +93,27 @@ def build_dense():
   return models.mlp(_IMAGE_SHAPE, _NUM_CLASSES, widths=(200,))
 
 
-_WORKLOADS = {
-  'cnn': Workload(build_cnn, num_clients=10),
-  'dense': Workload(build_dense, num_clients=50),
-}
-_ROUND = 'round'
+def build_lstm():
+  """Builds TFF's network for Stack Overflow, 4,050,748 weights."""
+  from tff_codist import models
+
+  return models.lstm(_NUM_TOKENS, _SENTENCE_LENGTH, embedding=96, units=670)
 
 
-def make_data(workload: Workload) -> Data:
-  """Returns random images and labels for each client."""
-  rng = np.random.default_rng(1)
-  n = workload.examples_per_client
-  return [
-    (
-      rng.integers(256, size=(n, *_IMAGE_SHAPE), dtype=np.uint8),
-      rng.integers(_NUM_CLASSES, size=n, dtype=np.int32),
-    )
-    for _ in range(workload.num_clients)
-  ]
+def make_images(rng: np.random.Generator, num_examples: int) -> tuple:
+  """Returns random images and labels."""
+  shape = (num_examples, *_IMAGE_SHAPE)
+  return (
+    rng.integers(256, size=shape, dtype=np.uint8),
+    rng.integers(_NUM_CLASSES, size=num_examples, dtype=np.int32),
+  )
+
+
+def make_sentences(rng: np.random.Generator, num_examples: int) -> tuple:
+  """Returns random tokens, none of them padding, and the next ones."""
+  shape = (num_examples, _SENTENCE_LENGTH + 1)
+  tokens = rng.integers(1, _NUM_TOKENS, size=shape, dtype=np.int32)
+  return tokens[:, :-1], tokens[:, 1:]
 
 
 def normalize(x, seed=None):
@@ -117,6 +122,57 @@ def normalize(x, seed=None):
 
   del seed
   return tf.cast(x, tf.float32) / 255.0
+
+
+def keep(x, seed=None):
+  """Returns tokens as they are; a `task.Preprocess`."""
+  del seed
+  return x
+
+
+class Workload(NamedTuple):
+  """Federated averaging of one model.
+
+  Attributes:
+    keras_fn: Builds the model, from preprocessed inputs to logits.
+    num_clients: Clients in a round.
+    examples_per_client: Examples that each of them has.
+    num_classes: Length of the logits.
+    make_examples: From a generator and a number to so many `(x, y)`.
+    preprocess: From raw to model inputs.
+  """
+
+  keras_fn: Callable[[], Any]
+  num_clients: int
+  examples_per_client: int = 100
+  num_classes: int = _NUM_CLASSES
+  make_examples: Callable[[np.random.Generator, int], tuple] = make_images
+  preprocess: Callable[..., Any] = normalize
+
+
+_WORKLOADS = {
+  'cnn': Workload(build_cnn, num_clients=10),
+  'dense': Workload(build_dense, num_clients=50),
+  'lstm': Workload(
+    build_lstm,
+    num_clients=50,
+    examples_per_client=64,
+    num_classes=_NUM_TOKENS,
+    make_examples=make_sentences,
+    preprocess=keep,
+  ),
+}
+_ROUND = 'round'
+_CLIENTS = 'clients'
+
+
+def make_data(workload: Workload) -> Data:
+  """Returns random examples for each client."""
+  rng = np.random.default_rng(1)
+  return [
+    workload.make_examples(rng, workload.examples_per_client)
+    for _ in range(workload.num_clients)
+  ]
 
 
 def build_tff(workload: Workload, data: Data) -> RunRoundFn:
@@ -131,7 +187,7 @@ def build_tff(workload: Workload, data: Data) -> RunRoundFn:
     tf.data.Dataset.from_tensor_slices((x, y))
     .shuffle(len(y))
     .batch(_BATCH_SIZE)
-    .map(lambda x, y: (normalize(x), y))
+    .map(lambda x, y: (workload.preprocess(x), y))
     for x, y in data
   ]
 
@@ -185,11 +241,11 @@ def build_tff_codist(workload: Workload, data: Data) -> RunRoundFn:
   setting = algorithm.Setting(
     pools=[pool],
     task=task.Task(
-      name='random images',
-      num_classes=_NUM_CLASSES,
+      name='random',
+      num_classes=workload.num_classes,
       train=client_data,
       test=client_data,
-      preprocess=normalize,
+      preprocess=workload.preprocess,
       models={},
     ),
     examples_type=client_update.examples_type(client_data.load('0')),
@@ -210,6 +266,7 @@ def build_tff_codist(workload: Workload, data: Data) -> RunRoundFn:
     cohort = clients.load_cohort(
       client_data,
       client_data.client_ids,
+      pool.cohort_size,
       seed=1,
       round_num=round_num,
       pool=pool.name,
@@ -233,11 +290,14 @@ def build_bare(workload: Workload, data: Data) -> RunRoundFn:
       with tf.GradientTape() as tape:
         loss = tf.reduce_mean(
           tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=y[batch], logits=model(normalize(x[batch]), training=True)
+            labels=y[batch],
+            logits=model(workload.preprocess(x[batch]), training=True),
           )
         )
       variables = model.trainable_variables
       for variable, gradient in zip(variables, tape.gradient(loss, variables)):
+        # An embedding's gradient is sparse.
+        gradient = tf.convert_to_tensor(gradient)
         variable.assign_sub(_CLIENT_LEARNING_RATE * gradient)
 
   return train
@@ -350,6 +410,172 @@ def measure_round(num_rounds: int) -> dict[str, Any]:
   }
 
 
+def measure_clients(
+  clients_counts: Sequence[int], num_cohorts: int
+) -> dict[str, Any]:
+  """Samples cohorts from few and from many clients.
+
+  Args:
+    clients_counts: Numbers of training clients, two, the smaller first.
+    num_cohorts: Cohorts of 50 to load.
+
+  Returns:
+    What is printed and written to the JSON file.
+  """
+  results = []
+  for num_clients in clients_counts:
+    with tempfile.TemporaryDirectory() as data_dir:
+      started = time.monotonic()
+      write_users(pathlib.Path(data_dir), num_clients)
+      write_seconds = time.monotonic() - started
+      # A forked process would begin with the memory of this one.
+      with futures.ProcessPoolExecutor(
+        max_workers=1, mp_context=multiprocessing.get_context('spawn')
+      ) as process:
+        loading = process.submit(load_cohorts, data_dir, num_cohorts).result()
+    results.append(
+      {'num_clients': num_clients, 'write_seconds': write_seconds, **loading}
+    )
+  few, many = results
+  more_clients = many['num_clients'] - few['num_clients']
+  return {
+    'cohort_size': _COHORT_SIZE,
+    'num_cohorts': num_cohorts,
+    'files': results,
+    'bytes_per_client': {
+      name: (many[name] - few[name]) / more_clients
+      for name in ('opened_peak_rss_bytes', 'loaded_peak_rss_bytes')
+    },
+  }
+
+
+def write_users(data_dir: pathlib.Path, num_clients: int) -> None:
+  """Writes a Stack Overflow of made-up users, as TFF packs it.
+
+  Args:
+    data_dir: Directory for the database and the counts of its words.
+    num_clients: Training clients, with five sentences each. The other splits
+      have as many as a cohort.
+  """
+  words = [f'word{i}' for i in range(_NUM_WORDS)]
+  rng = np.random.default_rng(1)
+  sentences = [
+    _serialize(' '.join(rng.choice(words, size=rng.integers(1, 30))))
+    for _ in range(1000)
+  ]
+  splits = {
+    'train': num_clients,
+    'heldout': _COHORT_SIZE,
+    'test': _COHORT_SIZE,
+  }
+  users = [
+    (f'{split}{i:08}', split)
+    for split, num_users in splits.items()
+    for i in range(num_users)
+  ]
+  connection = sqlite3.connect(data_dir / 'stackoverflow.sqlite')
+  with contextlib.closing(connection), connection:
+    connection.execute(
+      'CREATE TABLE examples (split_name TEXT NOT NULL, client_id TEXT NOT '
+      'NULL, serialized_example_proto BLOB NOT NULL)'
+    )
+    connection.execute(
+      'CREATE TABLE client_metadata (client_id TEXT NOT NULL, split_name TEXT '
+      'NOT NULL, num_examples INTEGER NOT NULL)'
+    )
+    connection.executemany(
+      'INSERT INTO client_metadata VALUES (?, ?, ?)',
+      ((*user, _SENTENCES_PER_USER) for user in users),
+    )
+    connection.executemany(
+      'INSERT INTO examples VALUES (?, ?, ?)',
+      (
+        (split, client_id, sentences[i])
+        for client_id, split in users
+        for i in rng.integers(len(sentences), size=_SENTENCES_PER_USER)
+      ),
+    )
+    connection.execute(
+      'CREATE INDEX examples_by_client ON examples (client_id, split_name)'
+    )
+  counts = data_dir / 'datasets' / 'stackoverflow.word_count'
+  counts.parent.mkdir()
+  counts.write_text(''.join(f'{word} 1\n' for word in words))
+
+
+def load_cohorts(data_dir: str, num_cohorts: int) -> dict[str, Any]:
+  """Opens the data set and loads cohorts, in a process of its own.
+
+  Args:
+    data_dir: Directory of the data set.
+    num_cohorts: Cohorts to load.
+
+  Returns:
+    Peak memory of the process with all imports, after opening and at the end;
+    seconds that it took to open, from then to the first, and to the last
+    cohort.
+  """
+  import tasks  # noqa: F401 - registers the tasks.
+  from tff_codist import clients
+  from tff_codist import config as config_lib
+  from tff_codist import pools
+  from tff_codist import task
+
+  runtime.uninstall()  # Else TFF complains at the end of the process.
+  config = config_lib.Config(
+    task=config_lib.TaskConfig(name='stackoverflow', data_dir=data_dir),
+    text=config_lib.TextConfig(vocab_size=_NUM_WORDS),
+  )
+  imported_peak_rss_bytes = _peak_rss_bytes(os.getpid())
+  started = time.monotonic()
+  train = task.tasks[config.task.name](config).train
+  opened = time.monotonic()
+  opened_peak_rss_bytes = _peak_rss_bytes(os.getpid())
+  pool = pools.Pool(
+    name='all',
+    model=None,
+    client_ids=train.client_ids,
+    cohort_size=_COHORT_SIZE,
+  )
+  with contextlib.closing(
+    clients.CohortLoader(train, [pool], seed=1)
+  ) as loader:
+    seconds = []
+    for round_num in range(1, num_cohorts + 1):
+      loader.load(round_num)
+      seconds.append(time.monotonic() - opened)
+  return {
+    'imported_peak_rss_bytes': imported_peak_rss_bytes,
+    'opened_peak_rss_bytes': opened_peak_rss_bytes,
+    'loaded_peak_rss_bytes': _peak_rss_bytes(os.getpid()),
+    'open_seconds': opened - started,
+    'first_cohort_seconds': seconds[0],
+    'last_cohort_seconds': seconds[-1],
+  }
+
+
+def _serialize(sentence: str) -> bytes:
+  """Returns an example with the features of TFF's Stack Overflow."""
+  import tensorflow as tf
+
+  def text(value):
+    return tf.train.Feature(
+      bytes_list=tf.train.BytesList(value=[value.encode()])
+    )
+
+  features = {
+    'creation_date': text('2010-01-08 09:34:05 UTC'),
+    'score': tf.train.Feature(int64_list=tf.train.Int64List(value=[1])),
+    'tags': text('sql|css'),
+    'title': text('a question'),
+    'tokens': text(sentence),
+    'type': text('question'),
+  }
+  return tf.train.Example(
+    features=tf.train.Features(feature=features)
+  ).SerializeToString()
+
+
 def machine() -> dict[str, Any]:
   """Returns what the numbers depend on."""
   cpuinfo = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
@@ -411,8 +637,36 @@ def _print_round(result: dict[str, Any]) -> None:
   print(f'first round: {result["first_round_seconds"]:.2f} s')
 
 
+def _print_clients(result: dict[str, Any]) -> None:
+  cohorts = result['num_cohorts']
+  print(
+    f'\nclients: {cohorts} cohorts of {result["cohort_size"]} users of'
+    f' {_SENTENCES_PER_USER} sentences'
+  )
+  print(
+    f'{"users":>9}{"open s":>10}{"first cohort s":>16}{"last cohort s":>15}'
+    f'{"peak MiB: imports":>19}{"opened":>9}{"at the end":>12}'
+  )
+  for file in result['files']:
+    print(
+      f'{file["num_clients"]:>9,}'
+      f'{file["open_seconds"]:>10.3f}'
+      f'{file["first_cohort_seconds"]:>16.3f}'
+      f'{file["last_cohort_seconds"]:>15.2f}'
+      f'{file["imported_peak_rss_bytes"] / _MIB:>19.1f}'
+      f'{file["opened_peak_rss_bytes"] / _MIB:>9.1f}'
+      f'{file["loaded_peak_rss_bytes"] / _MIB:>12.1f}'
+    )
+  per_client = result['bytes_per_client']
+  print(
+    'a further user costs, in bytes:'
+    f' {per_client["opened_peak_rss_bytes"]:.0f} when opened,'
+    f' {per_client["loaded_peak_rss_bytes"]:.0f} at the end'
+  )
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-  names = (*_WORKLOADS, _ROUND)
+  names = (*_WORKLOADS, _ROUND, _CLIENTS)
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -421,9 +675,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     '--workload',
     nargs='+',
-    default=names,
+    default=('cnn', 'dense', _ROUND),
     metavar='NAME',
-    help=f'any of {", ".join(names)} (default: all)',
+    help=f'any of {", ".join(names)} (default: cnn dense round)',
   )
   parser.add_argument(
     '--rounds',
@@ -434,7 +688,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     '--quick',
     action='store_true',
-    help='two rounds of two clients: shows that it works, measures nothing',
+    help='two rounds of few clients: shows that it works, measures nothing',
   )
   parser.add_argument('--json', metavar='PATH', help='file for the numbers')
   arguments = parser.parse_args(argv)
@@ -459,6 +713,13 @@ def main(argv):
     if name == _ROUND:
       result = measure_round(num_rounds)
       _print_round(result)
+    elif name == _CLIENTS:
+      result = (
+        measure_clients((100, 1000), num_cohorts=2)
+        if arguments.quick
+        else measure_clients(_CLIENTS_COUNTS, _NUM_COHORTS)
+      )
+      _print_clients(result)
     else:
       workload = _WORKLOADS[name]
       if arguments.quick:

@@ -32,7 +32,11 @@ def quick(tmp_path_factory):
 
 def test_table_has_a_row_for_every_competitor(quick):
   output, _ = quick
-  for title in ('cnn: 1,206,590 weights', 'dense: 169,462 weights'):
+  for title in (
+    'cnn: 1,206,590 weights',
+    'dense: 169,462 weights',
+    'lstm: 4,050,748 weights',
+  ):
     section = output.partition(title)[2].split('\n\n')[0]
     rows = [line.split()[0] for line in section.splitlines()[2:5]]
     assert rows == list(_COMPETITORS)
@@ -40,7 +44,7 @@ def test_table_has_a_row_for_every_competitor(quick):
   assert 'time/exchange_seconds' in output
 
 
-@pytest.mark.parametrize('workload', ['cnn', 'dense'])
+@pytest.mark.parametrize('workload', ['cnn', 'dense', 'lstm'])
 def test_json_has_the_numbers_of_every_competitor(quick, workload):
   result = quick[1]['workloads'][workload]
   assert result['num_clients'] == 2
@@ -63,6 +67,23 @@ def test_json_splits_a_codist_round_into_its_phases(quick):
   best = {name: numbers['best_round'] for name, numbers in phases.items()}
   total = best.pop('time/round_seconds')
   assert sum(best.values()) == pytest.approx(total)
+
+
+def test_json_has_time_and_memory_by_the_number_of_clients(quick):
+  output, report = quick
+  result = report['workloads']['clients']
+  assert 'a further user costs' in output
+  few, many = result['files']
+  assert (few['num_clients'], many['num_clients']) == (100, 1000)
+  for file in (few, many):
+    assert 0 < file['first_cohort_seconds'] < file['last_cohort_seconds']
+    peaks = [
+      file[f'{stage}_peak_rss_bytes']
+      for stage in ('imported', 'opened', 'loaded')
+    ]
+    assert peaks == sorted(peaks)
+  for name, bytes_per_client in result['bytes_per_client'].items():
+    assert bytes_per_client == (many[name] - few[name]) / 900
 
 
 @pytest.mark.parametrize(
