@@ -7,10 +7,13 @@ import pytest
 
 import tasks  # noqa: F401
 from tasks import digits
+from tff_codist import clients as clients_lib
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import experiment as experiment_lib
 from tff_codist import task as task_lib
+from tff_codist.program import run_folder
+from tff_codist.testing import toys
 
 
 def _config(**groups):
@@ -141,3 +144,30 @@ def test_presets_have_known_names(name, quick):
   config = task_lib.presets[name](quick)
   experiment_lib.check_names(config)
   assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+def test_start_of_a_run_does_not_read_all_clients(tmp_path):
+  loaded = set()
+
+  def load(client_id):
+    loaded.add(client_id)
+    return toys.make_examples(100)
+
+  @task_lib.tasks.register('twenty_thousand_clients')
+  def _load_task(config):
+    del config
+    data = clients_lib.ClientData(map(str, range(20000)), load)
+    return toys.make_task()._replace(train=data)
+
+  config = _config(
+    task={'name': 'twenty_thousand_clients'}, unlabelled={'max_examples': 10}
+  )
+  built = experiment_lib.build_experiment(config)
+  folder = run_folder.RunFolder(tmp_path / 'run')
+  folder.start(built, command='')
+  # U is drawn from the 200 clients that have 20,000 examples; 500 of each of
+  # two pools are counted; one more says what type examples have.
+  assert len(loaded) <= 200 + 2 * 500 + 1
+  loaded.clear()
+  folder.start(built, command='')
+  assert not loaded
