@@ -175,6 +175,7 @@ def load_task(config: config_lib.Config) -> task.Task:
     preprocess=preprocess,
     models=_models(tokenizer.num_tokens, config.text.sequence_length),
     pad_id=PADDING,
+    eos_id=tokenizer.eos,
     uncounted_labels={
       'accuracy_without_oov': (tokenizer.oov,),
       'accuracy_without_oov_or_eos': (tokenizer.oov, tokenizer.eos),
@@ -201,9 +202,8 @@ def preset(quick: bool) -> config_lib.Config:
   2003.00295). On all 342,477 users they take a vocabulary of 10,000, the
   default, up to 1,000 sentences of a user and cohorts of 50; less is taken here
   so that a run ends in minutes. The server's sentences are those of users whom
-  the data set holds out. See tasks/cifar100.py on `rescale` and the warm-up,
-  tasks/digits.py on `match_norm`; the large epsilon lets the distillation go along
-  its gradient, see `cifar100_domains`.
+  the data set holds out. See tasks/cifar100.py on `rescale`, the warm-up and, at
+  `cifar100_domains`, the large epsilon; tasks/digits.py on `match_norm`.
 
   Args:
     quick: Two rounds of two clients, few words and short sentences,

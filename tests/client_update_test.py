@@ -11,6 +11,7 @@ from tff_codist import client_update
 from tff_codist import clients
 from tff_codist import config
 from tff_codist import errors
+from tff_codist import losses
 from tff_codist import models
 from tff_codist.testing import toys
 
@@ -216,15 +217,13 @@ def test_accuracy_and_loss_are_those_of_the_broadcast_model(linear, stock):
 
 
 def test_padding_does_not_count():
-  mask = client_update.label_mask(tf.constant([0, 2, 0, 1]), 0)
+  mask = losses.label_mask(tf.constant([0, 2, 0, 1]), (0,))
   np.testing.assert_array_equal(mask, [0, 1, 0, 1])
-  np.testing.assert_array_equal(
-    client_update.label_mask(tf.constant([0, 2]), None), [1, 1]
-  )
+  np.testing.assert_array_equal(losses.label_mask(tf.constant([0, 2])), [1, 1])
 
   @tff.tensorflow.computation(tff.TensorType(np.int32, (None,)))
   def inside_tff(labels):
-    return client_update.label_mask(labels, 0)
+    return losses.label_mask(labels, (0,))
 
   assert str(inside_tff.type_signature.result) == 'float32[?]'
 

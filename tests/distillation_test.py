@@ -156,7 +156,7 @@ def test_padding_rows_change_nothing(stock):
     lambda x, seed=None: x,
     config.DistillationConfig(),
     learning_rate=0.1,
-    pad_id=0,
+    uncounted=(0,),
   )
   student, teacher = tokens.initialize(0), tokens.initialize(1)
   state = computation.initialize(student)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tff_codist import client_update
 from tff_codist import config as config_lib
@@ -124,3 +125,44 @@ def test_gate(setting, stock):
   )
   with pytest.raises(errors.ConfigError, match='without a validation set'):
     _admits(setting._replace(validation=None), right, min_teacher_accuracy=0.5)
+
+
+def test_positions_after_which_nothing_is_predicted_do_not_count(stock):
+  # Logits depend on the token alone; 0 is padding and 3 ends a sentence.
+  def keras_fn():
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+      [layers.InputLayer((4,), dtype=tf.int32), layers.Embedding(4, 4)]
+    )
+
+  model = models.Model('tokens', keras_fn)
+  task = toys.make_task()._replace(
+    num_classes=4, preprocess=lambda x, seed=None: x, pad_id=0, eos_id=3
+  )
+  x = np.array([[1, 2, 3, 0], [2, 1, 1, 1], [0, 0, 0, 0]], np.int32)
+  y = np.array([[2, 3, 0, 0], [1, 1, 1, 2], [0, 0, 0, 0]], np.int32)
+  examples_type = client_update.examples_type({'x': x, 'y': y})
+  (table,) = weights = model.initialize(0)
+  p = np.exp(table) / np.exp(table).sum(-1, keepdims=True)
+  counted = np.array([1, 2, 2, 1, 1, 1])
+  entropy = teachers.build_entropy(model, examples_type['x'], task)
+  assert entropy(weights, x) == pytest.approx(
+    np.mean([-(p[token] * np.log(p[token])).sum() for token in counted]),
+    rel=1e-5,
+  )
+  other = (table[::-1].copy(),)
+  q = p[::-1]
+  agreement = teachers.build_agreement(
+    [model, model], examples_type['x'], task
+  )((weights, other), x)
+  same = [p[token].argmax() == q[token].argmax() for token in counted]
+  assert agreement['agreement_top1'] == pytest.approx(np.mean(same))
+  validation = teachers.build_validation(model, examples_type, task)(
+    weights, {'x': x, 'y': y}
+  )
+  labels = np.array([2, 3, 1, 1, 1, 2])
+  assert validation['validation_loss'] == pytest.approx(
+    -np.log(p[counted, labels]).mean(), rel=1e-5
+  )
+  hits = p[counted].argmax(-1) == labels
+  assert validation['validation_accuracy'] == pytest.approx(hits.mean())

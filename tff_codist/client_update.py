@@ -12,6 +12,7 @@ weight zero.
 """
 
 import collections
+from collections.abc import Sequence
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
@@ -90,7 +91,7 @@ def train_on_client(
   epochs: int,
   batch_size: int,
   weighting: str,
-  pad_id: Optional[int] = None,
+  uncounted: Sequence[int] = (),
 ) -> ClientResult:
   """Trains a copy of the weights on one client; call it in a `tf.function`.
 
@@ -106,7 +107,7 @@ def train_on_client(
     epochs: E, at least 1.
     batch_size: B, at least 1.
     weighting: `'examples'` or `'uniform'`.
-    pad_id: Label that does not count, or `None`.
+    uncounted: Labels that do not count, as padding.
 
   Returns:
     The client's result; all zeros if the update is not finite.
@@ -133,7 +134,7 @@ def train_on_client(
         tf.random.experimental.stateless_fold_in(epoch_seed, step + 1),
       )
       y = tf.gather(examples['y'], batch)
-      mask = label_mask(y, pad_id)
+      mask = losses.label_mask(y, uncounted)
       with tf.GradientTape() as tape:
         tape.watch(trained)
         logits = model.logits(trained, x, training=True)
@@ -179,7 +180,7 @@ def build_client_update(
   config: config_lib.ClientConfig,
   *,
   aggregator: Optional[AggregationFactory] = None,
-  pad_id: Optional[int] = None,
+  uncounted: Sequence[int] = (),
 ) -> ClientUpdate:
   """Builds the client update of one pool.
 
@@ -191,7 +192,7 @@ def build_client_update(
     aggregator: Any `tff.aggregators` factory; `None` takes the one that
       `config.aggregator` names. An unweighted factory, as those with
       differential privacy, sees dropped clients as zero updates.
-    pad_id: Label that does not count, or `None`.
+    uncounted: Labels that do not count, as padding.
 
   Returns:
     The computations, with the type signatures of `ClientUpdate`. The metrics
@@ -216,7 +217,7 @@ def build_client_update(
       epochs=config.epochs,
       batch_size=config.batch_size,
       weighting=config.weighting,
-      pad_id=pad_id,
+      uncounted=uncounted,
     )
 
   @tff.tensorflow.computation(train.type_signature.result.metrics)
@@ -259,14 +260,6 @@ def build_client_update(
     )
 
   return ClientUpdate(initialize=process.initialize, next=next_fn)
-
-
-def label_mask(labels: tf.Tensor, pad_id: Optional[int]) -> tf.Tensor:
-  """Returns 1 for each label that counts and 0 for padding, float32."""
-  if pad_id is None:
-    return tf.ones_like(labels, tf.float32)
-  # Inside a TFF computation `==` and `!=` on tensors compare identity.
-  return tf.cast(tf.not_equal(labels, pad_id), tf.float32)
 
 
 def num_correct(

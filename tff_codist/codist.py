@@ -86,7 +86,7 @@ class FederatedPools:
         setting.examples_type,
         task.preprocess,
         config.client,
-        pad_id=task.pad_id,
+        uncounted=task.padding,
       )
       for name, model in self.models.items()
     }
@@ -218,7 +218,7 @@ class Exchange:
         setting.task.preprocess,
         config.distillation,
         learning_rate=learning_rate,
-        pad_id=setting.task.pad_id,
+        uncounted=setting.task.last_tokens,
       )
       for name, model in pool_models.items()
       if self._teachers[name]

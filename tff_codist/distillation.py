@@ -13,13 +13,12 @@ d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s.
 
 import collections
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_codist import client_update
 from tff_codist import config as config_lib
 from tff_codist import losses
 from tff_codist import models
@@ -77,7 +76,7 @@ def distil(
   *,
   preprocess: task_lib.Preprocess,
   config: config_lib.DistillationConfig,
-  pad_id: Optional[int] = None,
+  uncounted: Sequence[int] = (),
 ) -> tuple:
   """Distils the teachers into the student; call it in a `tf.function`.
 
@@ -96,7 +95,7 @@ def distil(
     preprocess: From raw inputs to the models' inputs, used without
       augmentation: student and teachers see the same x.
     config: Loss and temperature.
-    pad_id: Input token that does not count, or `None`.
+    uncounted: Input tokens after which nothing is predicted.
 
   Returns:
     The optimizer's state, d_i, and metrics: `distillation_loss`, the mean over
@@ -108,7 +107,7 @@ def distil(
   for batch in batches:
     x = preprocess(batch)
     teacher_logits = mean_logits(teachers, teacher_weights, shares, x)
-    mask = None if pad_id is None else client_update.label_mask(batch, pad_id)
+    mask = losses.logits_mask(batch, uncounted)
     with tf.GradientTape() as tape:
       tape.watch(trained)
       loss = losses.distillation_loss(
@@ -142,7 +141,7 @@ def build_distillation(
   config: config_lib.DistillationConfig,
   *,
   learning_rate: float,
-  pad_id: Optional[int] = None,
+  uncounted: Sequence[int] = (),
 ) -> Distillation:
   """Builds the distillation of teachers into one student.
 
@@ -153,7 +152,7 @@ def build_distillation(
     preprocess: From raw inputs to the models' inputs.
     config: Loss, temperature and Adam.
     learning_rate: Learning rate of the distillation's Adam, above 0.
-    pad_id: Input token that does not count, or `None`.
+    uncounted: Input tokens after which nothing is predicted.
 
   Returns:
     The computations, with the type signatures of `Distillation`. With
@@ -201,7 +200,7 @@ def build_distillation(
       batches,
       preprocess=preprocess,
       config=config,
-      pad_id=pad_id,
+      uncounted=uncounted,
     )
     is_finite = models.all_finite(pseudo_gradient)
     nothing = tf.nest.map_structure(tf.zeros_like, pseudo_gradient)

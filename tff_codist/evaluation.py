@@ -1,7 +1,7 @@
 """Measuring the pools' models on the test clients, overall and by domain."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import numpy as np
@@ -9,7 +9,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_codist import algorithm
-from tff_codist import client_update
 from tff_codist import clients
 from tff_codist import losses
 from tff_codist import models
@@ -102,7 +101,7 @@ def build_evaluation(
       logits = model.logits(weights, task.preprocess(x))
       answers = tf.argmax(logits, axis=-1, output_type=y.dtype)
       hits = tf.cast(tf.equal(answers, y), tf.float32)
-      mask = client_update.label_mask(y, task.pad_id)
+      mask = losses.label_mask(y, task.padding)
 
       def by_domain(values):
         per_example = tf.reduce_sum(
@@ -111,7 +110,8 @@ def build_evaluation(
         return tf.math.unsorted_segment_sum(per_example, domain, num_domains)
 
       masks = collections.OrderedDict(
-        (name, mask * _differs(y, labels)) for name, labels in uncounted.items()
+        (name, mask * losses.label_mask(y, labels))
+        for name, labels in uncounted.items()
       )
       return collections.OrderedDict(
         loss=by_domain(losses.cross_entropy(y, logits) * mask),
@@ -152,8 +152,8 @@ def build_evaluation(
 class Evaluator:
   """Evaluates the models of all pools on the test clients.
 
-  The clients are loaded and sent a few at a time, so that memory does not grow
-  with their number.
+  The clients are loaded and sent a few at a time; of each, only its sums are
+  kept.
   """
 
   def __init__(self, setting: algorithm.Setting, test: clients.ClientData):
@@ -189,7 +189,7 @@ class Evaluator:
       under `in_domain/` and `out_of_domain/`. `accuracy_p10`, `_p50` and
       `_p90` are quantiles over the clients.
     """
-    results = {name: [] for name in self._evaluations}
+    chunks = {name: [] for name in self._evaluations}
     ids = self._test.client_ids
     for start in range(0, len(ids), _CLIENTS_AT_ONCE):
       examples = [
@@ -197,12 +197,12 @@ class Evaluator:
         for client_id in ids[start : start + _CLIENTS_AT_ONCE]
       ]
       for name, evaluate in self._evaluations.items():
-        results[name].extend(evaluate(models_weights[name], examples))
+        results = evaluate(models_weights[name], examples)
+        chunks[name].append(tf.nest.map_structure(_stack, *results))
     metrics = {}
     for pool in self._pools:
-      # From here on, every sum is an array [clients, domains].
       sums = tf.nest.map_structure(
-        lambda *values: np.array(values, np.float64), *results[pool.name]
+        lambda *parts: np.concatenate(parts), *chunks[pool.name]
       )
       for name, value in self._summarize(pool, sums).items():
         metrics[f'eval/{pool.name}/{name}'] = value
@@ -235,6 +235,11 @@ class Evaluator:
     return metrics
 
 
+def _stack(*clients: np.ndarray) -> np.ndarray:
+  """Returns `[clients, domains]` from each client's `[domains]`."""
+  return np.array(clients, np.float64)
+
+
 def _means(totals: Mapping[str, Any], pad_id: Optional[int]) -> dict:
   """Returns a group's metrics; none for a group without a label."""
   if not totals['labels']:
@@ -247,11 +252,3 @@ def _means(totals: Mapping[str, Any], pad_id: Optional[int]) -> dict:
     if counted:
       metrics[name] = float(totals['correct'][name] / counted)
   return metrics
-
-
-def _differs(y: tf.Tensor, labels: Sequence[int]) -> tf.Tensor:
-  """Returns 1 where a label is none of the given ones, float32."""
-  differs = tf.ones_like(y, tf.float32)
-  for label in labels:
-    differs *= client_update.label_mask(y, label)
-  return differs

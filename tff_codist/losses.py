@@ -4,6 +4,7 @@ A mask has one value for each label; where it is 0 the position counts neither
 in the numerator nor in the denominator. An all-masked batch has loss 0.
 """
 
+from collections.abc import Sequence
 from typing import Optional, Protocol
 
 import tensorflow as tf
@@ -26,6 +27,33 @@ class DistillationLoss(Protocol):
 distillation_losses: registry.Registry[DistillationLoss] = registry.Registry(
   'distillation loss'
 )
+
+
+def label_mask(labels: tf.Tensor, uncounted: Sequence[int] = ()) -> tf.Tensor:
+  """Returns 1 for each label that counts and 0 for the others, float32.
+
+  Args:
+    labels: Labels, of any shape.
+    uncounted: The labels that do not count, as padding.
+  """
+  mask = tf.ones_like(labels, tf.float32)
+  for label in uncounted:
+    # Inside a TFF computation `==` and `!=` on tensors compare identity.
+    mask *= tf.cast(tf.not_equal(labels, label), tf.float32)
+  return mask
+
+
+def logits_mask(x: tf.Tensor, uncounted: Sequence[int] = ()) -> tf.Tensor:
+  """Returns 1 for each logits vector of raw inputs that counts, float32.
+
+  Args:
+    x: Raw inputs `[batch, ...]`; tokens `[batch, length]` if some do not count.
+    uncounted: The tokens after which nothing is predicted.
+
+  Returns:
+    `[batch, length]`, or `[batch]` of ones if all count.
+  """
+  return label_mask(x, uncounted) if uncounted else tf.ones([tf.shape(x)[0]])
 
 
 def masked_mean(

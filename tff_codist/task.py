@@ -65,6 +65,8 @@ class Task(NamedTuple):
     pad_id: Label of padding, which counts nowhere; `None` without padding. A
       task with padding is a language task: its inputs are tokens, its labels
       the next ones.
+    eos_id: Token at the end of a sentence, after which nothing is predicted;
+      `None` without one.
     uncounted_labels: For each further accuracy of the evaluation, by its name,
       the labels beside padding that it leaves out.
     domains: Names of the domains; the clients' examples then have a `domain`,
@@ -84,11 +86,22 @@ class Task(NamedTuple):
   preprocess: Preprocess
   models: Mapping[str, Callable[[], tf.keras.Model]]
   pad_id: Optional[int] = None
+  eos_id: Optional[int] = None
   uncounted_labels: Mapping[str, tuple] = MappingProxyType({})
   domains: tuple = ()
   held_out: Optional[clients.ClientData] = None
   foreign: Optional[ForeignInputs] = None
   own_datasets: tuple = ()
+
+  @property
+  def padding(self) -> tuple[int, ...]:
+    """Labels that count nowhere."""
+    return () if self.pad_id is None else (self.pad_id,)
+
+  @property
+  def last_tokens(self) -> tuple[int, ...]:
+    """Input tokens after which nothing is predicted."""
+    return self.padding + (() if self.eos_id is None else (self.eos_id,))
 
   def domain_indices(self, names: Iterable[str]) -> tuple[int, ...]:
     """Returns domains' indices, as in the `domain` of the examples.

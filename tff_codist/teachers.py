@@ -10,13 +10,11 @@ import collections
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Optional
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_codist import algorithm
-from tff_codist import client_update
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import evaluation
@@ -50,7 +48,7 @@ def build_entropy(
   @tf.function
   def mean_entropy(weights, x):
     def sums_of(x):
-      mask = _positions(x, task.pad_id)
+      mask = losses.logits_mask(x, task.last_tokens)
       logits = model.logits(weights, task.preprocess(x))
       return tf.reduce_sum(losses.entropy(logits) * mask), tf.reduce_sum(mask)
 
@@ -86,7 +84,7 @@ def build_agreement(
   @tf.function
   def compare(weights, x):
     def sums_of(x):
-      mask = _positions(x, task.pad_id)
+      mask = losses.logits_mask(x, task.last_tokens)
       inputs = task.preprocess(x)
       logits = [m.logits(w, inputs) for m, w in zip(pool_models, weights)]
       same, divergence = [], []
@@ -144,7 +142,7 @@ def build_validation(
   @tf.function
   def validate(weights, examples):
     def sums_of(x, y):
-      mask = client_update.label_mask(y, task.pad_id)
+      mask = losses.label_mask(y, task.padding)
       logits = model.logits(weights, task.preprocess(x))
       answers = tf.argmax(logits, axis=-1, output_type=y.dtype)
       hits = tf.cast(tf.equal(answers, y), tf.float32)
@@ -301,13 +299,6 @@ class Gate:
       metrics = self._teachers.validate(name, weights)
       return metrics['validation_accuracy'] >= self._min_accuracy
     return True
-
-
-def _positions(x: tf.Tensor, pad_id: Optional[int]) -> tf.Tensor:
-  """Returns 1 for each logits vector of raw inputs that is measured."""
-  if pad_id is None:
-    return tf.ones([tf.shape(x)[0]])
-  return client_update.label_mask(x, pad_id)
 
 
 def _at_server(function, *types: tff.Type) -> tff.Computation:

@@ -68,7 +68,7 @@ def _loss(logits):
   The labels are arbitrary.
   """
   labels = np.where(_TOKENS, (_TOKENS * 7) % (_NUM_TOKENS - 1) + 1, 0)
-  mask = client_update.label_mask(tf.constant(labels), 0)
+  mask = losses.label_mask(tf.constant(labels), (0,))
   return losses.masked_mean(losses.cross_entropy(labels, logits), mask)
 
 
@@ -225,7 +225,7 @@ def test_models_train_on_the_worker(model, stock):
     client_update.examples_type(examples),
     lambda x, seed=None: x,
     config.ClientConfig(batch_size=4),
-    pad_id=0,
+    uncounted=(0,),
   )
   result = update.next(update.initialize(), model.initialize(0), [examples])
   assert result['metrics']['loss'] == pytest.approx(np.log(_NUM_TOKENS), 0.2)

@@ -132,8 +132,7 @@ def _counts(
   if task.domains:
     counts['domains'] = _histogram(examples['domain'][rows], len(task.domains))
   if task.num_classes <= _MOST_LABELS:
-    if task.pad_id is not None:
-      labels = labels[labels != task.pad_id]
+    labels = labels[~np.isin(labels, task.padding)]
     counts['labels'] = _histogram(labels, task.num_classes)
   return counts
 
