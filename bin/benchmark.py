@@ -379,7 +379,10 @@ def measure_round(num_rounds: int) -> dict[str, Any]:
   started = time.monotonic()
   experiment = experiment_lib.build_experiment(config)
   loader = clients.CohortLoader(
-    experiment.train, experiment.pools, seed=config.seed
+    experiment.train,
+    experiment.pools,
+    seed=config.seed,
+    last_round=num_rounds,
   )
   rounds = []
   with runtime.install('stock'), contextlib.closing(loader):
@@ -538,7 +541,7 @@ def load_cohorts(data_dir: str, num_cohorts: int) -> dict[str, Any]:
     cohort_size=_COHORT_SIZE,
   )
   with contextlib.closing(
-    clients.CohortLoader(train, [pool], seed=1)
+    clients.CohortLoader(train, [pool], seed=1, last_round=num_cohorts)
   ) as loader:
     seconds = []
     for round_num in range(1, num_cohorts + 1):

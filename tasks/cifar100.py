@@ -123,7 +123,7 @@ def load_task(config: config_lib.Config) -> task.Task:
     models=_MODELS,
     domains=DOMAINS,
     foreign=unlabelled.Images((IMAGE_SIZE, IMAGE_SIZE, 3)),
-    own_datasets=('cifar100',),
+    own_datasets=('cifar100', 'cifar100_n'),
   )
 
 
@@ -231,6 +231,7 @@ def preset_domains(quick: bool) -> config_lib.Config:
       base.pools, clients_fraction=(1.0,), domains=DOMAINS
     ),
     distillation=dataclasses.replace(base.distillation, epsilon=1e-2),
+    periodic=dataclasses.replace(base.periodic, learning_rate=1e-3),
     merged=dataclasses.replace(
       base.merged, distillation_weight=(0.3, 0.3), match_norm=True
     ),

@@ -125,12 +125,12 @@ def preset(quick: bool) -> config_lib.Config:
     server=config_lib.ServerConfig(
       optimizer='fedadam', learning_rate=10**-2.5, beta2=0.99, epsilon=1e-3
     ),
-    distillation=config_lib.DistillationConfig(batch_size=128),
+    distillation=config_lib.DistillationConfig(batch_size=128, epsilon=1e-2),
     periodic=config_lib.PeriodicConfig(
-      period=1 if quick else 25, steps=5 if quick else 50, learning_rate=1e-4
+      period=1 if quick else 25, steps=5 if quick else 50, learning_rate=1e-3
     ),
     merged=config_lib.MergedConfig(
-      distillation_weight=(0.1, 0.5),
+      distillation_weight=(0.1, 0.2),
       steps=1,
       learning_rate=1e-4,
       warmup_rounds=0 if quick else 25,
@@ -164,7 +164,7 @@ def preset_domains(quick: bool) -> config_lib.Config:
     pools=dataclasses.replace(
       base.pools, clients_fraction=(1.0,), domains=DOMAINS
     ),
-    merged=dataclasses.replace(base.merged, distillation_weight=(0.3, 0.3)),
+    merged=dataclasses.replace(base.merged, distillation_weight=(0.2, 0.2)),
   )
 
 
@@ -190,7 +190,7 @@ def preset_three_pools(quick: bool) -> config_lib.Config:
       clients_fraction=(1.0, 0.3, 0.1),
     ),
     merged=dataclasses.replace(
-      base.merged, distillation_weight=(0.1, 0.3, 0.5)
+      base.merged, distillation_weight=(0.1, 0.2, 0.2)
     ),
   )
 
@@ -208,6 +208,7 @@ def _load_task(
     preprocess=preprocess,
     models=_build_models(num_classes),
     domains=DOMAINS,
+    client_domain=_client_domain,
     foreign=unlabelled.Images(_INPUT_SHAPE, invert=True),
     own_datasets=('emnist',),
   )
@@ -240,17 +241,18 @@ def _build_models(
 def _to_examples(
   client_id: str, features: Mapping[str, np.ndarray]
 ) -> clients.Examples:
-  """Returns the examples of a writer with an id like 'f2109_75'."""
-  writer = int(client_id[1:5])
+  """Returns the examples of a writer."""
   # The file's pixels are exactly k / 255.
   x = np.rint(features['pixels'] * _MAX_PIXEL).astype(np.uint8)
   y = features['label'].astype(np.int32)
   return collections.OrderedDict(
     x=x,
     y=y,
-    domain=np.full(
-      len(y),
-      DOMAINS.index('students' if writer in _STUDENTS else 'census'),
-      np.int32,
-    ),
+    domain=np.full(len(y), _client_domain(client_id), np.int32),
   )
+
+
+def _client_domain(client_id: str) -> int:
+  """Returns the domain of a writer with an id like 'f2109_75'."""
+  is_student = int(client_id[1:5]) in _STUDENTS
+  return DOMAINS.index('students' if is_student else 'census')

@@ -202,8 +202,8 @@ def preset(quick: bool) -> config_lib.Config:
   2003.00295). On all 342,477 users they take a vocabulary of 10,000, the
   default, up to 1,000 sentences of a user and cohorts of 50; less is taken here
   so that a run ends in minutes. The server's sentences are those of users whom
-  the data set holds out. See tasks/cifar100.py on `rescale`, the warm-up and, at
-  `cifar100_domains`, the large epsilon; tasks/digits.py on `match_norm`.
+  the data set holds out. See tasks/cifar100.py on `rescale`, on the warm-up and
+  (at `cifar100_domains`) on epsilon, tasks/digits.py on `match_norm`.
 
   Args:
     quick: Two rounds of two clients, few words and short sentences,
@@ -255,7 +255,7 @@ def _preset(quick: bool, **pools: tuple) -> config_lib.Config:
     ),
     distillation=config_lib.DistillationConfig(batch_size=64, epsilon=1e-2),
     periodic=config_lib.PeriodicConfig(
-      period=1 if quick else 50, steps=5 if quick else 50, learning_rate=1e-4
+      period=1 if quick else 50, steps=5 if quick else 50, learning_rate=1e-3
     ),
     merged=config_lib.MergedConfig(
       distillation_weight=(0.3, 0.3),

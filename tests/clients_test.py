@@ -46,7 +46,9 @@ def test_derived_seeds_differ_by_every_part_of_the_key():
 
 def test_loader_gives_the_same_cohorts_in_any_order():
   setting = toys.make_setting()
-  loader = clients.CohortLoader(setting.task.train, setting.pools, seed=1)
+  loader = clients.CohortLoader(
+    setting.task.train, setting.pools, seed=1, last_round=3
+  )
   forward = [loader.load(r) for r in (1, 2, 3)]
   again = loader.load(2)
   loader.close()
@@ -64,7 +66,7 @@ def test_loader_passes_errors_on():
 
   setting = toys.make_setting()
   data = clients.ClientData(setting.task.train.client_ids, fail)
-  loader = clients.CohortLoader(data, setting.pools, seed=1)
+  loader = clients.CohortLoader(data, setting.pools, seed=1, last_round=1)
   with pytest.raises(errors.DataError):
     loader.load(1)
   loader.close()
@@ -127,7 +129,9 @@ def test_cohort_has_the_examples_of_its_domains():
     .pools[0]
     ._replace(client_ids=tuple('0123'), cohort_size=2, domains=('b', 'd'))
   )
-  loader = clients.CohortLoader(data, [pool], seed=1, domains='abcd')
+  loader = clients.CohortLoader(
+    data, [pool], seed=1, last_round=1, domains='abcd'
+  )
   for client in loader.load(1)['a']:
     assert set(client['y']) <= {1, 3}
   loader.close()

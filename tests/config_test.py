@@ -32,7 +32,7 @@ from tff_codist import errors
     (config_lib.PoolsConfig, 'cohort_size', (0,)),
     (config_lib.PoolsConfig, 'models', ('a', 'b', 'c')),
     (config_lib.PoolsConfig, 'client_lists', ('only_one',)),
-    (config_lib.PoolsConfig, 'min_capacity', (1.0, 2.0, 3.0)),
+    (config_lib.PoolsConfig, 'min_capacity', (float('nan'),)),
     (config_lib.PoolsConfig, 'domains', ('a', 'b', 'c')),
     (config_lib.ClientConfig, 'learning_rate', 0.0),
     (config_lib.ClientConfig, 'learning_rate', float('nan')),

@@ -126,6 +126,7 @@ def test_evaluation_clients_are_a_fixed_sample():
     ({'text.vocab_size': ('clients',)}, True),
     ({'task.data_dir': ('clients',)}, True),
     ({'pools.min_capacity': ('clients',)}, True),
+    ({'distillation.teacher_weighting': ('clients',)}, True),
   ],
 )
 def test_field_that_nothing_reads_is_refused(fields, idle):

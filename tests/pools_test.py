@@ -54,14 +54,17 @@ def test_capacity_table(tmp_path):
 
   header = 'client_id,capacity'
   assert read(header, 'a,4', '"b,c",0.5') == {'a': 4, 'b,c': 0.5}
+  # As a spreadsheet writes it.
+  assert read('\ufeff' + header, 'a,4', '', '"b,c",1') == {'a': 4, 'b,c': 1}
   for lines, message in (
     (['a,4'], 'no header'),
     ([header, 'a,4', 'a,4'], "'a' again in .* line 3"),
     ([header, 'a,4', 'd,4'], "unknown client id 'd' in .* line 3"),
     ([header, 'a,much'], "'a,much' in .* line 2"),
     ([header, 'a'], "'a' in .* line 2"),
-    ([header, 'a,nan'], 'capacity nan'),
-    ([header, 'a,4'], "no capacity of 'b,c'"),
+    ([header, 'a,nan'], "'a,nan'"),
+    ([header, 'a,4'], "no capacity of 1 clients, such as 'b,c'"),
+    ([header, '"' + 'a' * 200000 + '",1'], 'field larger'),
     ([], 'no header'),
   ):
     with pytest.raises(errors.ConfigError, match=message):

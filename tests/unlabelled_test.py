@@ -101,15 +101,22 @@ def test_mixture_has_the_given_proportions():
   few = _build(
     sources=('clients', 'held_out'), weights=(3.0, 1.0), max_examples=10
   )
-  assert sum(few.origin.values()) == 10
-  assert few.origin['clients'] in (7, 8)
+  # Rounded down, never above the limit.
+  assert few.origin == {'clients': 7, 'held_out': 2}
+
+
+class _NoLabelsButDomain(_NoLabels):
+  """The same, of which the domain may be read."""
+
+  def __getitem__(self, key):
+    return self.domain if key == 'domain' else super().__getitem__(key)
 
 
 def test_domains_of_clients():
   def load(client_id):
-    return clients.Examples(
-      x=np.arange(6), y=np.zeros(6, np.int32), domain=np.arange(6) % 3
-    )
+    examples = _NoLabelsButDomain(x=np.arange(6), y=None)
+    examples.domain = np.arange(6) % 3
+    return examples
 
   task = _task(domains=('a', 'b', 'c'))
   task = task._replace(train=clients.ClientData(task.train.client_ids, load))
@@ -175,8 +182,8 @@ def test_text_file(tmp_path):
     _build(task, sources=('text:nowhere',))
 
 
-def test_tfds_set_gives_images_and_nothing_else(tmp_path, monkeypatch):
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+def _store_tiny_images(tfds_dir):
+  """Prepares a TFDS set of six labelled images; returns the images."""
   images = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4, 1)
   rows = tf.data.Dataset.from_tensor_slices(
     {'image': images, 'label': np.arange(6)}
@@ -190,8 +197,14 @@ def test_tfds_set_gives_images_and_nothing_else(tmp_path, monkeypatch):
     version='1.0.0',
     features=tfds.features.FeaturesDict(features),
     split_datasets={'train': rows},
-    data_dir=tmp_path,
+    data_dir=tfds_dir,
   )
+  return images
+
+
+def test_tfds_set_gives_images_and_nothing_else(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  images = _store_tiny_images(tmp_path)
 
   def no_label(*args, **kwargs):
     raise AssertionError('a label was decoded')
@@ -211,8 +224,28 @@ def test_tfds_sets_that_cannot_be_used(tmp_path, monkeypatch):
   with pytest.raises(errors.ConfigError, match='without images'):
     _build(sources=('tfds:ag_news_subset',))
   own = _task()._replace(own_datasets=('mnist',))
-  for name in ('mnist', 'mnist:3.0.1'):
+  for name in ('mnist', 'Mnist', 'mnist:3.0.1'):
     with pytest.raises(errors.ConfigError, match='as distillation data of'):
       _build(own, sources=(f'tfds:{name}',))
-  with pytest.raises(errors.DataNotFoundError, match='tfds'):
-    _build(sources=('tfds:emnist',))
+  with pytest.raises(errors.ConfigError, match=r"no data set 'mnist:9"):
+    _build(sources=('tfds:mnist:9.9.9',))
+  (tmp_path / 'cifar10' / '3.0.2').mkdir(parents=True)
+  for name in ('emnist', 'cifar10'):
+    with pytest.raises(errors.DataNotFoundError, match='no prepared') as caught:
+      _build(sources=(f'tfds:{name}',))
+    # The command that the message gives can at least be read by Python.
+    command = caught.value.fix.split('"')[1]
+    assert f"builder('{name}')" in command
+    compile(command, 'command', 'exec')
+
+
+def test_damaged_tfds_set(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  _store_tiny_images(tmp_path)
+  (record,) = tmp_path.glob('tiny_images/*/*.tfrecord*')
+  record.write_bytes(record.read_bytes()[:-5])
+  with pytest.raises(errors.DataError, match='a damaged TFDS set'):
+    _build(sources=('tfds:tiny_images',))
+  record.unlink()
+  with pytest.raises(errors.DataError, match='a damaged TFDS set'):
+    _build(sources=('tfds:tiny_images',))

@@ -180,6 +180,7 @@ class CohortLoader:
     pools: Sequence,
     *,
     seed: int,
+    last_round: int,
     domains: Sequence[str] = (),
   ):
     """Prepares loading.
@@ -188,6 +189,7 @@ class CohortLoader:
       data: The training clients.
       pools: The `Pool`s to sample for.
       seed: The run's seed.
+      last_round: The last round for which a cohort is loaded ahead.
       domains: Names of the task's domains.
     """
     self._data = data
@@ -197,6 +199,7 @@ class CohortLoader:
       for pool in pools
     }
     self._seed = seed
+    self._last_round = last_round
     self._thread = futures.ThreadPoolExecutor(
       max_workers=1, thread_name_prefix='cohorts'
     )
@@ -205,7 +208,9 @@ class CohortLoader:
   def load(self, round_num: int) -> dict[str, list[SeededExamples]]:
     """Returns each pool's cohort of a round and starts to load the next."""
     current = self._ahead.pop(round_num, None) or self._submit(round_num)
-    self._ahead = {round_num + 1: self._submit(round_num + 1)}
+    following = round_num + 1
+    if following <= self._last_round:
+      self._ahead = {following: self._submit(following)}
     return current.result()
 
   def close(self) -> None:

@@ -260,9 +260,10 @@ class Exchange:
       batches = self._unlabelled.batches(
         index * self._steps, self._steps, self._batch_size
       )
+      learning = [name for name in self._teachers if students[name]]
       admitted = {
-        name: self._gate.admits(name, pool.weights)
-        for name, pool in state.items()
+        name: self._gate.admits(name, state[name].weights)
+        for name in set().union(*(self._teachers[s] for s in learning))
       }
     for name, computation in self._distillation.items():
       if not students[name]:

@@ -140,7 +140,7 @@ class UnlabelledConfig(_Group):
   )
   # Domains of the examples that clients and held_out give; empty takes all.
   domains: tuple[str, ...] = ()
-  # Examples in U at most, drawn by the seed. At least 1.
+  # Examples in U at most. At least 1.
   max_examples: int = _field(10000, _COUNT)
 
   def __post_init__(self):
@@ -177,8 +177,10 @@ class PoolsConfig(_Group):
   # CSV file with the header client_id,capacity and a line for each training
   # client, in place of clients_fraction.
   capacity_table: Optional[str] = None
-  # Least capacity of a pool's clients in capacity_table.
-  min_capacity: tuple[float, ...] = (0.0,)
+  # Least capacity of each pool's clients in capacity_table, which needs it.
+  min_capacity: tuple[float, ...] = _field(
+    (), _Range('finite numbers', math.isfinite)
+  )
   # Files with one client id a line, one file for each pool, in place of
   # clients_fraction.
   client_lists: tuple[str, ...] = ()
@@ -202,7 +204,6 @@ class PoolsConfig(_Group):
     for field in (
       'models',
       'clients_fraction',
-      'min_capacity',
       'domains',
       'cohort_size',
     ):
@@ -212,6 +213,18 @@ class PoolsConfig(_Group):
       'pools.client_lists',
       self.client_lists,
       f'no file or one for each of {", ".join(self.names)}',
+    )
+    _require(
+      self.capacity_table != '',
+      'pools.capacity_table',
+      self.capacity_table,
+      'the name of a file',
+    )
+    _require(
+      not self.capacity_table or len(self.min_capacity) in (1, len(self.names)),
+      'pools.min_capacity',
+      self.min_capacity,
+      'one value, or one for each pool, together with --pools.capacity_table',
     )
     _require(
       not (self.client_lists and self.capacity_table),
@@ -323,11 +336,11 @@ class DistillationConfig(_Group):
   # with one step is sign descent.
   keep_optimizer_state: bool = True
   # How the logits of several teachers are averaged: equal, or by the number of
-  # clients in the teacher's pool.
+  # clients in the teacher's pool. Two pools have one teacher each.
   teacher_weighting: str = _field('equal', _one_of('equal', 'clients'))
-  # Gate: a teacher whose accuracy on the validation set is lower teaches
-  # nobody in this exchange. None lets all teach; needs
-  # task.validation_clients.
+  # Gate: a teacher whose accuracy on the validation set (in language tasks on
+  # all tokens but padding) is lower teaches nobody in this exchange. None lets
+  # all teach; needs task.validation_clients.
   min_teacher_accuracy: Optional[float] = _field(None, _WEIGHT)
   # Gate: a teacher whose mean entropy on U, as a share of log C, is higher
   # teaches nobody in this exchange. None lets all teach.

@@ -90,13 +90,23 @@ def check_no_idle_field(
   """
   pools, unlabelled = config.pools, config.unlabelled
   replaced = {
-    'pools.clients_fraction': pools.client_lists or pools.capacity_table,
-    'pools.min_capacity': not pools.capacity_table,
-    'unlabelled.clients_fraction': 'clients' not in unlabelled.sources,
-    'unlabelled.domains': not {'clients', 'held_out'} & {*unlabelled.sources},
-    'unlabelled.weights': len(unlabelled.sources) == 1,
-    'unlabelled.max_examples': unlabelled.sources == ('none',),
+    'pools.clients_fraction': (
+      (pools.client_lists and '--pools.client_lists')
+      or (pools.capacity_table and '--pools.capacity_table')
+    ),
+    'pools.min_capacity': not pools.capacity_table
+    and 'no --pools.capacity_table',
+    'distillation.teacher_weighting': len(pools.names) < 3
+    and 'fewer than three pools',
+    'unlabelled.weights': len(unlabelled.sources) == 1 and 'a single source',
   }
+  sources = f'--unlabelled.sources {" ".join(unlabelled.sources)}'
+  if 'clients' not in unlabelled.sources:
+    replaced['unlabelled.clients_fraction'] = sources
+  if not {'clients', 'held_out'} & {*unlabelled.sources}:
+    replaced['unlabelled.domains'] = sources
+  if unlabelled.sources == ('none',):
+    replaced['unlabelled.max_examples'] = sources
   chosen = (
     (task_lib.tasks, config.task.name),
     (algorithm.algorithms, config.algorithm.name),
@@ -107,7 +117,7 @@ def check_no_idle_field(
       repr(name) for table, name in chosen if not table.reads(name, field)
     ]
     if replaced.get(field):
-      idle_with.append('the other fields of its group')
+      idle_with.append(replaced[field])
     if idle_with:
       raise errors.ConfigError(
         f'--{field}, which has no effect with {idle_with[0]}',
@@ -136,7 +146,7 @@ def build_experiment(config: config_lib.Config) -> Experiment:
     task, config.unlabelled, seed=seed
   )
   others = set(task.train.client_ids) - set(distillation_clients)
-  validation_clients = _first(
+  validation_clients = _draw(
     others, config.task.validation_clients, seed=seed, purpose='validation'
   )
   train = task.train.subset(others - set(validation_clients))
@@ -171,15 +181,17 @@ def build_experiment(config: config_lib.Config) -> Experiment:
     ),
     validation=_validation(task, validation_clients),
   )
-  test = task.test
-  if config.program.evaluation_clients is not None:
-    test = test.subset(
-      _first(
-        test.client_ids,
-        config.program.evaluation_clients,
-        seed=seed,
-        purpose='evaluation',
+  test, num_test = task.test, config.program.evaluation_clients
+  if num_test is not None:
+    if num_test > len(test.client_ids):
+      raise errors.ConfigError(
+        f'program.evaluation_clients = {num_test} of {len(test.client_ids)} '
+        'test clients',
+        expected='at most as many as there are',
+        fix='lower --program.evaluation_clients or leave it out',
       )
+    test = test.subset(
+      _draw(test.client_ids, num_test, seed=seed, purpose='evaluation')
     )
   return Experiment(
     config=config,
@@ -194,7 +206,7 @@ def build_experiment(config: config_lib.Config) -> Experiment:
   )
 
 
-def _first(
+def _draw(
   client_ids: Iterable[str], count: int, *, seed: int, purpose: str
 ) -> tuple[str, ...]:
   """Returns so many clients, chosen by a seeded hash of their ids, sorted."""
@@ -227,17 +239,18 @@ def _pools(
   model_names = fields.per_pool('pools.models', fields.models)
   fractions = fields.per_pool('pools.clients_fraction', fields.clients_fraction)
   sizes = fields.per_pool('pools.cohort_size', fields.cohort_size)
-  thresholds = fields.per_pool('pools.min_capacity', fields.min_capacity)
   domains = fields.per_pool('pools.domains', fields.domains)
   lists = dict(zip(fields.names, fields.client_lists))
-  capacities = fields.capacity_table and pools_lib.read_capacities(
-    fields.capacity_table, task.train.client_ids
-  )
+  if fields.capacity_table:
+    thresholds = fields.per_pool('pools.min_capacity', fields.min_capacity)
+    capacities = pools_lib.read_capacities(
+      fields.capacity_table, task.train.client_ids
+    )
 
-  def client_ids(name: str) -> tuple[str, ...]:
+  def capable(name: str) -> tuple[str, ...]:
     if lists:
       return pools_lib.from_list(lists[name], train.client_ids)
-    if capacities:
+    if fields.capacity_table:
       return tuple(
         client_id
         for client_id in train.client_ids
@@ -247,10 +260,14 @@ def _pools(
       train.client_ids, fractions[name], seed=config.seed
     )
 
+  def client_ids(name: str) -> tuple[str, ...]:
+    indices = task.domain_indices(domains_of(name))
+    if not indices or task.client_domain is None:
+      return capable(name)
+    return tuple(c for c in capable(name) if task.client_domain(c) in indices)
+
   def domains_of(name: str) -> tuple[str, ...]:
-    names = () if domains[name] == 'all' else tuple(domains[name].split('+'))
-    task.domain_indices(names)
-    return names
+    return () if domains[name] == 'all' else tuple(domains[name].split('+'))
 
   return tuple(
     pools_lib.Pool(

@@ -43,6 +43,12 @@ def ranked(client_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
   return sorted(client_ids, key=rank)
 
 
+def count_of(fraction: float, total: int) -> int:
+  """Returns how many a fraction of some clients are, rounded up, at least 1."""
+  # 0.07 * 100 is a little above 7.
+  return max(1, math.ceil(fraction * total - 1e-9))
+
+
 def by_capacity(
   client_ids: Iterable[str], fraction: float, *, seed: int
 ) -> tuple[str, ...]:
@@ -60,7 +66,7 @@ def by_capacity(
     The chosen ids, sorted.
   """
   order = ranked(client_ids, seed=seed, purpose='capacity')
-  return tuple(sorted(order[: max(1, math.ceil(fraction * len(order)))]))
+  return tuple(sorted(order[: count_of(fraction, len(order))]))
 
 
 def read_capacities(path: str, client_ids: Iterable[str]) -> dict[str, float]:
@@ -79,31 +85,30 @@ def read_capacities(path: str, client_ids: Iterable[str]) -> dict[str, float]:
     ConfigError: If a line is malformed, or the file does not list every client
       exactly once.
   """
-  text = _read_text(path, 'a CSV file with the header client_id,capacity')
-  rows = csv.reader(text.splitlines())
-  if next(rows, None) != ['client_id', 'capacity']:
-    raise _in_file(path, 1, 'no header client_id,capacity')
+  expected = 'a header client_id,capacity, and every training client once'
+  rows = csv.reader(_read_text(path, expected).splitlines())
   known, capacities = set(client_ids), {}
-  for row in rows:
-    try:
-      client_id, capacity = row
-      value = float(capacity)
-    except ValueError:
-      raise _in_file(path, rows.line_num, f'{",".join(row)!r}') from None
-    if not math.isfinite(value):
-      raise _in_file(path, rows.line_num, f'capacity {capacity}')
-    if client_id not in known:
-      raise _in_file(path, rows.line_num, f'unknown client id {client_id!r}')
-    if client_id in capacities:
-      raise _in_file(path, rows.line_num, f'client id {client_id!r} again')
-    capacities[client_id] = value
+  try:
+    if next(rows, None) != ['client_id', 'capacity']:
+      raise _in_file(path, 1, 'no header client_id,capacity', expected)
+    for row in filter(None, rows):
+      client_id, capacity = (*row, '')[:2]
+      what = None
+      if len(row) != 2 or not _is_finite(capacity):
+        what = f'{",".join(row)!r}'
+      elif client_id not in known:
+        what = f'unknown client id {client_id!r}'
+      elif client_id in capacities:
+        what = f'client id {client_id!r} again'
+      if what:
+        raise _in_file(path, rows.line_num, what, expected)
+      capacities[client_id] = float(capacity)
+  except csv.Error as error:
+    raise _in_file(path, rows.line_num, str(error), expected) from error
   missing = sorted(known - set(capacities))
   if missing:
-    raise _in_file(
-      path,
-      rows.line_num,
-      f'no capacity of {missing[0]!r} and {len(missing) - 1} others',
-    )
+    what = f'no capacity of {len(missing)} clients, such as {missing[0]!r}'
+    raise _in_file(path, rows.line_num, what, expected)
   return capacities
 
 
@@ -119,19 +124,20 @@ def from_list(path: str, client_ids: Iterable[str]) -> tuple[str, ...]:
     ConfigError: If the file lists no client, one that does not exist, or one
       twice.
   """
-  text = _read_text(path, 'a file with one client id a line')
+  expected = 'clients that no other part of the run sets aside, one id a line'
   known, listed = set(client_ids), set()
-  for line_num, line in enumerate(text.splitlines(), start=1):
+  for line_num, line in enumerate(_read_text(path, expected).splitlines(), 1):
     client_id = line.strip()
     if not client_id:
       continue
     if client_id not in known:
-      raise _in_file(path, line_num, f'unknown client id {client_id!r}')
+      what = f'unknown client id {client_id!r}'
+      raise _in_file(path, line_num, what, expected)
     if client_id in listed:
-      raise _in_file(path, line_num, f'client id {client_id!r} again')
+      raise _in_file(path, line_num, f'client id {client_id!r} again', expected)
     listed.add(client_id)
   if not listed:
-    raise _in_file(path, 1, 'no client id')
+    raise _in_file(path, 1, 'no client id', expected)
   return tuple(sorted(listed))
 
 
@@ -152,7 +158,7 @@ def check_pools(pools: Sequence[Pool], *, num_classes: int) -> None:
         f'a cohort of {pool.cohort_size} in pool {pool.name!r} of '
         f'{len(pool.client_ids)} clients',
         expected='a cohort that is at most as large as its pool',
-        fix='lower --pools.cohort_size or raise --pools.clients_fraction',
+        fix='lower --pools.cohort_size, or let more clients into the pool',
       )
     if pool.model.num_classes != num_classes:
       raise errors.ConfigError(
@@ -165,7 +171,8 @@ def check_pools(pools: Sequence[Pool], *, num_classes: int) -> None:
 
 def _read_text(path: str, expected: str) -> str:
   try:
-    return pathlib.Path(path).read_text(encoding='utf-8')
+    # Spreadsheets put a byte order mark before the text.
+    return pathlib.Path(path).read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise errors.DataNotFoundError(
       f'no readable file {path}',
@@ -174,10 +181,18 @@ def _read_text(path: str, expected: str) -> str:
     ) from error
 
 
-def _in_file(path: str, line_num: int, what: str) -> errors.ConfigError:
+def _is_finite(number: str) -> bool:
+  try:
+    return math.isfinite(float(number))
+  except ValueError:
+    return False
+
+
+def _in_file(
+  path: str, line_num: int, what: str, expected: str
+) -> errors.ConfigError:
   return errors.ConfigError(
     f'{what} in {path}, line {line_num}',
-    expected='training clients that no other part of the run sets aside, each '
-    'once',
+    expected=expected,
     fix='correct the file',
   )

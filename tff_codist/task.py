@@ -1,6 +1,6 @@
 """What a task provides: data, preprocessing and models."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Optional, Protocol
 
@@ -71,6 +71,8 @@ class Task(NamedTuple):
       the labels beside padding that it leaves out.
     domains: Names of the domains; the clients' examples then have a `domain`,
       an index into them. Empty if the task has none.
+    client_domain: From a client's id to its domain's index, if all examples of
+      a client are in one domain; `None` if only the examples know.
     held_out: Clients that the data set holds out for the server; `None` if it
       has none.
     foreign: Makes inputs from other data sets and from noise; `None` if that
@@ -89,6 +91,7 @@ class Task(NamedTuple):
   eos_id: Optional[int] = None
   uncounted_labels: Mapping[str, tuple] = MappingProxyType({})
   domains: tuple = ()
+  client_domain: Optional[Callable[[str], int]] = None
   held_out: Optional[clients.ClientData] = None
   foreign: Optional[ForeignInputs] = None
   own_datasets: tuple = ()
@@ -103,12 +106,18 @@ class Task(NamedTuple):
     """Input tokens after which nothing is predicted."""
     return self.padding + (() if self.eos_id is None else (self.eos_id,))
 
-  def domain_indices(self, names: Iterable[str]) -> tuple[int, ...]:
+  def domain_indices(self, names: Sequence[str]) -> tuple[int, ...]:
     """Returns domains' indices, as in the `domain` of the examples.
 
     Raises:
       UnknownNameError: If the task has no such domain, with the nearest.
     """
+    if names and not self.domains:
+      raise errors.ConfigError(
+        f'domain {names[0]!r} for task {self.name!r}, which has no domains',
+        expected='all',
+        fix='leave out --pools.domains and --unlabelled.domains',
+      )
     for name in names:
       if name not in self.domains:
         raise errors.UnknownNameError(

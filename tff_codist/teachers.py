@@ -261,7 +261,7 @@ class Gate:
   def __init__(
     self, setting: algorithm.Setting, config: config_lib.DistillationConfig
   ):
-    """Builds what the thresholds need to be checked, and no more.
+    """Builds the measurements.
 
     Args:
       setting: The pools, the task, and what data the server has.

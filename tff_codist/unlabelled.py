@@ -9,8 +9,6 @@ end in this file: every source returns inputs only, and nothing behind
 import itertools
 import math
 import os
-import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Optional
 
@@ -211,7 +209,7 @@ def clients_set_aside(
     task.train.client_ids, seed=seed, purpose='distillation'
   )
   return tuple(
-    sorted(ranked[: math.ceil(config.clients_fraction * len(ranked))])
+    sorted(ranked[: pools.count_of(config.clients_fraction, len(ranked))])
   )
 
 
@@ -224,9 +222,10 @@ def build_unlabelled(
 ) -> Optional[UnlabelledData]:
   """Builds U.
 
-  The sources stand in U in the proportions of `config.weights`, as exactly as
-  whole examples allow; the scarcest of them, or `config.max_examples`, decides
-  how many examples there are. What is taken of a source is drawn by the seed.
+  The sources stand in U in the proportions of `config.weights`, rounded down to
+  whole examples; the scarcest of them, or `config.max_examples`, decides how
+  many there are. Which examples of clients is drawn by the seed; of TFDS sets,
+  which are shuffled when they are prepared, and of text files it is the first.
 
   Args:
     task: The task.
@@ -256,22 +255,29 @@ def build_unlabelled(
       task,
       config,
       client_ids=client_ids,
-      # One more: rounding may give a source a little above its share.
-      num_examples=math.ceil(share * config.max_examples) + 1,
+      num_examples=math.ceil(share * config.max_examples),
       seed=seed,
     )
     for source, share in zip(config.sources, shares)
   }
   total = min(
     config.max_examples,
-    *(int(len(x) / share + 1e-9) for x, share in zip(parts.values(), shares)),
+    *(len(x) / share for x, share in zip(parts.values(), shares)),
   )
-  # Differences of rounded cumulative shares add up to the total.
-  counts = np.diff(np.rint(np.cumsum([0, *shares]) * total).astype(int))
+  for (source, x), share in zip(parts.items(), shares):
+    count = int(share * total + 1e-9)
+    if not count:
+      raise errors.ConfigError(
+        f'no place for {source!r} among {total:.0f} unlabelled examples',
+        expected='weights and sources that give each at least one',
+        fix='change --unlabelled.weights, --unlabelled.max_examples or the '
+        'sources',
+      )
+    parts[source] = x[:count]
   return UnlabelledData(
-    np.concatenate([x[:n] for x, n in zip(parts.values(), counts)]),
+    np.concatenate(list(parts.values())),
     seed=seed,
-    origin=dict(zip(parts, counts.tolist())),
+    origin={source: len(x) for source, x in parts.items()},
   )
 
 
@@ -337,41 +343,56 @@ def _read_tfds(name: str, task: task_lib.Task, num_examples: int) -> list:
   """Returns images or sentences of a prepared TFDS set, nothing else of it."""
   import tensorflow_datasets as tfds  # It takes two seconds to import.
 
-  # NAME may go on with a configuration and a version.
-  if re.split('[/:]', name)[0] in task.own_datasets:
-    raise errors.ConfigError(
-      f'tfds:{name} as distillation data of {task.name!r}',
-      expected='another data set: this one has the examples of the task itself',
-      fix='choose clients with --unlabelled.sources',
-    )
   feature = task.foreign.feature
   try:
-    builder = tfds.builder(name, data_dir=os.environ.get('TFDS_DATA_DIR'))
+    builder = tfds.builder(
+      name, data_dir=os.environ.get('TFDS_DATA_DIR') or None
+    )
     is_fit = feature in builder.info.features
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+  # The last is TFDS's answer to a version that it does not know.
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+    reason = str(error).partition('\n')[0]
     raise errors.ConfigError(
-      f'no data set {name!r} in TFDS ({str(error).splitlines()[0]})',
+      f'no data set {name!r} in TFDS ({reason})',
       expected='the name of a TFDS set',
       fix='correct --unlabelled.sources',
     ) from error
+  if builder.name in task.own_datasets:
+    raise errors.ConfigError(
+      f'tfds:{name} as distillation data of {task.name!r}',
+      expected='another data set: this one has the examples of the task, those '
+      'of its test among them',
+      fix='choose clients with --unlabelled.sources',
+    )
   if not is_fit:
     raise errors.ConfigError(
       f'data set {name!r} without {feature}s',
       expected=f'a TFDS set with the feature {feature!r}',
       fix='correct --unlabelled.sources',
     )
-  if not pathlib.Path(builder.data_dir).exists():
+  if 'train' not in builder.info.splits:
     raise errors.DataNotFoundError(
       f'no prepared TFDS set in {builder.data_dir}',
-      expected='the set, prepared once; nothing is downloaded here',
-      fix=f'run: tfds build {name}, or name the directory that has it with '
-      'TFDS_DATA_DIR',
+      expected='the set with its training split, prepared once; nothing is '
+      'downloaded here',
+      fix='run: python -c "import tensorflow_datasets as tfds; '
+      f"tfds.builder('{name}').download_and_prepare()\", or name the directory "
+      'that has it with TFDS_DATA_DIR',
     )
   # A partial decoding: the labels are not even parsed.
   dataset = builder.as_dataset(
     split='train', decoders=tfds.decode.PartialDecoding({feature: True})
   )
-  items = [item[feature] for item in tfds.as_numpy(dataset.take(num_examples))]
+  try:
+    items = [
+      item[feature] for item in tfds.as_numpy(dataset.take(num_examples))
+    ]
+  except tf.errors.OpError as error:
+    raise errors.DataError(
+      f'a damaged TFDS set in {builder.data_dir} ({error.message})',
+      expected='the files as TFDS prepared them',
+      fix='delete that folder and prepare the set again',
+    ) from error
   if feature == 'text':
     items = [item.decode('utf-8', 'replace') for item in items]
   return items

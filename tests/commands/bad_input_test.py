@@ -65,8 +65,26 @@ def _train(tmp_path, *flags):
       ['--task.name', 'stackoverflow', '--text.sequence_length', '1'],
       'at least 2',
     ),
-    (['--pools.domains', 'questions'], "domain of task digits 'questions'"),
-    (['--pools.capacity_table', '/nowhere'], 'no readable file'),
+    (['--pools.domains', 'questions'], "for task 'digits', which has no dom"),
+    (['--pools.capacity_table', ''], 'the name of a file'),
+    (['--pools.capacity_table', 'x.csv'], 'together with'),
+    (['--pools.min_capacity', '4'], 'with no --pools.capacity_table'),
+    (['--distillation.teacher_weighting', 'clients'], 'fewer than three pools'),
+    (['--program.evaluation_clients', '1000'], '1000 of 8 test clients'),
+    (
+      [
+        '--unlabelled.max_examples',
+        '1',
+        '--unlabelled.sources',
+        'clients',
+        'noise',
+      ],
+      'no place for',
+    ),
+    (
+      ['--pools.capacity_table', '/nowhere', '--pools.min_capacity', '1'],
+      'no readable file',
+    ),
     (
       ['--distillation.min_teacher_accuracy', '0.5'],
       'without a validation set',

@@ -165,9 +165,11 @@ class RunFolder:
       StorageError: If the folder cannot be written.
     """
     if not self._pools.exists():
+      # Loads clients: damaged ones are found before anything is written.
+      pools = membership.describe(experiment)
       files.write(self._config, config_lib.to_json(experiment.config).encode())
       files.write(self._environment, _to_json(_environment(command)))
-      files.write(self._pools, _to_json(membership.describe(experiment)))
+      files.write(self._pools, _to_json(pools))
     elif self._membership() != membership.fingerprint(experiment):
       raise errors.RunFolderError(
         f'a run with other clients in {self.path}',

@@ -128,6 +128,7 @@ def _run_rounds(
     experiment.train,
     experiment.pools,
     seed=config.seed,
+    last_round=program.rounds,
     domains=experiment.task.domains,
   )
   round_costs = costs.round_costs(experiment.pools)

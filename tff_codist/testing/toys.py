@@ -104,7 +104,9 @@ def load_cohorts(
   setting: algorithm.Setting, round_num: int, *, seed: int = 1
 ) -> dict[str, list[clients.SeededExamples]]:
   """Returns each pool's cohort of a round."""
-  loader = clients.CohortLoader(setting.task.train, setting.pools, seed=seed)
+  loader = clients.CohortLoader(
+    setting.task.train, setting.pools, seed=seed, last_round=round_num
+  )
   try:
     return loader.load(round_num)
   finally:
