@@ -111,12 +111,13 @@ class Sentences:
 
     The text is brought into the form of the data set: lower case, ASCII, HTML
     entities resolved, URLs replaced, punctuation apart from apostrophes and
-    hyphens separated.
+    hyphens separated. A sentence of which nothing is left is left out.
 
     Args:
       items: Sentences, `str`.
     """
-    return self._tokenizer(map(_normalize, items))[:, :-1]
+    sentences = filter(None, map(_normalize, items))
+    return self._tokenizer(sentences)[:, :-1]
 
   def noise(self, rng: np.random.Generator, num_examples: int) -> np.ndarray:
     """Returns sentences of independent uniform words of the vocabulary."""
@@ -347,8 +348,8 @@ def _load_words(path: pathlib.Path, vocab_size: int) -> list[bytes]:
 
 def _download_word_counts(path: pathlib.Path) -> None:
   """Lets TFF download the counts; they appear in their place when complete."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
       tff.simulation.datasets.stackoverflow.load_word_counts(cache_dir=folder)
       pathlib.Path(folder, _WORD_COUNTS).replace(path)

@@ -5,6 +5,9 @@ import re
 import subprocess
 import sys
 
+import tasks  # noqa: F401  Registers the presets.
+from tff_codist import task as task_lib
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _README = (_ROOT / 'README.md').read_text()
 
@@ -20,6 +23,11 @@ with runtime.install('stock'):
   state = conformance.run_rounds(built, setting, range(1, 3))
 print('rounds done', list(built.models(state)))
 """
+
+
+def test_all_presets_are_in_the_table():
+  named = re.findall(r'^\| `(\w+)` \|.*\|.*\|$', _README, re.MULTILINE)
+  assert set(task_lib.presets.names()) <= set(named)
 
 
 def test_examples_run(tmp_path):

@@ -6,6 +6,7 @@ import lzma
 import os
 import pathlib
 import sqlite3
+import tracemalloc
 import urllib.error
 import urllib.request
 from concurrent import futures
@@ -255,3 +256,31 @@ def test_only_a_large_file_needs_an_index(path):
   _edit(path, 'CREATE INDEX by_client ON examples (client_id)')
   os.truncate(path, 2**30 + 1)
   assert len(_clients(path).load('b')['y']) == 3
+
+
+def test_a_client_costs_no_more_memory_than_its_id(path):
+  num_clients = 20_000
+  with sqlite3.connect(path) as connection:
+    connection.executemany(
+      'INSERT INTO client_metadata VALUES (?, ?, ?)',
+      [(f'user {i:08d}', 'train', 1) for i in range(num_clients)],
+    )
+    connection.executemany(
+      'INSERT INTO examples VALUES (?, ?, ?)',
+      [('train', f'user {i:08d}', _serialize(i, 'text')) for i in range(50)],
+    )
+  connection.close()
+  few = _clients(path, split='test')  # Imports and opens what there is to.
+  few.load('b')
+  tracemalloc.start()
+  try:
+    data = _clients(path)
+    opened, _ = tracemalloc.get_traced_memory()
+    for i in range(50):
+      data.load(f'user {i:08d}')
+    loaded, _ = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert opened < 200 * num_clients
+  # The cache holds 50 clients of one example.
+  assert loaded - opened < 50 * 10_000

@@ -17,6 +17,9 @@ _SMALL = (
   '--quick',
   '--program.rounds_per_checkpoint=1',
   '--program.rounds=4',
+  # The server validates the teachers and keeps the worst from teaching.
+  *('--task.validation_clients=2', '--pools.cohort_size', '10', '3'),
+  *('--distillation.min_teacher_accuracy=0.05',),
 )
 
 
@@ -81,6 +84,8 @@ def test_run_folder_is_complete(whole):
   metrics = _metrics(run_dir)
   assert list(metrics) == [0, 1, 2, 3, 4]
   assert float(metrics[4]['eval/large/accuracy']) > 0
+  assert 0 <= float(metrics[4]['exchange/large/calibration_error']) <= 1
+  assert float(metrics[4]['exchange/small/teachers_refused']) in (0, 1)
   # (|θ| + 1) floats of 4 bytes from each of 10 clients.
   assert float(metrics[1]['cost/small/uplink_bytes']) == 4 * 2411 * 10
   assert float(metrics[1]['cost/small/downlink_bytes']) == 4 * 2410 * 10

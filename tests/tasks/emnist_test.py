@@ -16,6 +16,7 @@ from tasks import emnist
 from tff_codist import config as config_lib
 from tff_codist import models
 from tff_codist import task
+from tff_codist import unlabelled
 
 _FILE_NAME = 'emnist_all.sqlite'
 _REAL_DIR = os.environ.get('TFF_CODIST_DATA_DIR', '')
@@ -203,3 +204,24 @@ def test_real_writers_are_in_both_splits_and_both_domains(name):
     assert domain == (int(client_id[-2:]) >= 50)
     domains.add(domain)
   assert domains == {0, 1}
+
+
+@pytest.mark.parametrize('name', ['mnist', 'cifar10'])
+@_real_data
+def test_real_images_of_other_sets_look_like_emnist(name):
+  tfds_dir = os.environ.get('TFDS_DATA_DIR', '')
+  if not os.path.exists(os.path.join(tfds_dir, name)):
+    pytest.skip(f'TFDS_DATA_DIR names no directory with {name}')
+  loaded = _load('emnist', _REAL_DIR)
+  u = unlabelled.build_unlabelled(
+    loaded,
+    config_lib.UnlabelledConfig(sources=(f'tfds:{name}',), max_examples=100),
+    client_ids=(),
+    seed=1,
+  )
+  assert u.x.shape == (100, 28, 28, 1)
+  assert u.x.dtype == np.uint8
+  assert u.x.std() > 20
+  if name == 'mnist':
+    # Dark ink on a bright ground.
+    assert (u.x == 255).mean() > 0.6
