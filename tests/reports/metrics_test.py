@@ -32,4 +32,4 @@ def test_differences_have_a_sign_and_their_unit():
 
 def test_a_domain_makes_no_folder():
   assert metrics.file_stem('questions/accuracy') == 'questions_accuracy'
-  assert metrics.title('questions/accuracy') == 'Questions/accuracy'
+  assert metrics.title('questions/accuracy') == 'questions/accuracy'

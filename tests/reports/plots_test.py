@@ -7,6 +7,7 @@ from matplotlib import image
 from tff_codist import errors
 from tff_codist.reports import plots
 from tff_codist.reports import runs
+from tff_codist.reports import style
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +229,28 @@ def test_domains_have_a_panel_each(load, tmp_path):
   assert tmp_path / 'both' / 'domains.png' in both
   for path in (*one, *both):
     _check_picture(path)
+
+
+def test_no_curve_leaves_its_panel(load, tmp_path, monkeypatch):
+  pictures = []
+  save = style.save
+  monkeypatch.setattr(
+    style,
+    'save',
+    lambda picture, *rest: pictures.append(picture) or save(picture, *rest),
+  )
+  metrics = {
+    f'eval/{pool}/{domain}/accuracy': {0: 0.01, 10: best}
+    for pool in ('small', 'large')
+    for domain, best in (('answers', 0.1), ('questions', 0.4))
+  }
+  run = load(metrics=metrics, domains=('answers', 'questions'))
+  plots.domains([run], tmp_path)
+  ((low, high),) = [picture.axes for picture in pictures]
+  for panel in (low, high):
+    top = max(max(line.get_ydata()) for line in panel.lines)
+    assert top <= panel.get_ylim()[1]
+  assert low.get_ylim() == high.get_ylim()
 
 
 def test_pictures_are_the_same_bytes_when_drawn_again(load, tmp_path):

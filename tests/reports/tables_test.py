@@ -273,7 +273,7 @@ def test_comparison_of_another_metric_is_in_its_own_unit(load):
   lines = tables.comparison_table(
     runs_of_two, last=1, metric=metric
   ).splitlines()
-  assert lines[0].startswith('Questions/perplexity on digits, at the last ')
+  assert lines[0].startswith('questions/perplexity on digits, at the last ')
   assert lines[4:] == [
     'algorithm          n  perplexity  spread  difference  error',
     '-----------------------------------------------------------',

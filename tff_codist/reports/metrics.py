@@ -33,7 +33,7 @@ def has_chance(metric: str) -> bool:
 
 def title(metric: str) -> str:
   """Returns the name with which a title or caption begins."""
-  return metric[:1].upper() + metric[1:]
+  return metric.capitalize() if metric.isalpha() else metric
 
 
 def file_stem(metric: str) -> str:

@@ -165,9 +165,11 @@ def domains(
   with matplotlib.rc_context(style.RC):
     picture, axes = _axes(len(names), sharey=True)
     for panel, domain in zip(axes, names):
-      metric = f'{domain}/accuracy'
-      _draw_models(panel, groups, metric)
-      _metric_axis(panel, metric, f'{domain}\naccuracy', runs[0].num_classes)
+      _draw_models(panel, groups, f'{domain}/accuracy')
+    # The panels share their limits, which the first call fixes.
+    for panel, domain in zip(axes, names):
+      text = f'{domain}\naccuracy'
+      _metric_axis(panel, f'{domain}/accuracy', text, runs[0].num_classes)
     _round_axis(axes[-1])
     axes[0].set_title(_title('Accuracy by domain over rounds', groups))
     _legend(picture, groups, with_pools=True, with_chance=True)
