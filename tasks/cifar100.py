@@ -233,7 +233,10 @@ def preset_domains(quick: bool) -> config_lib.Config:
     distillation=dataclasses.replace(base.distillation, epsilon=1e-2),
     periodic=dataclasses.replace(base.periodic, learning_rate=1e-3),
     merged=dataclasses.replace(
-      base.merged, distillation_weight=(0.3, 0.3), match_norm=True
+      base.merged,
+      distillation_weight=(0.1, 0.1),
+      warmup_rounds=0 if quick else 150,
+      match_norm=True,
     ),
     program=dataclasses.replace(
       base.program, rounds=base.program.rounds if quick else 300

@@ -259,10 +259,10 @@ def _preset(quick: bool, **pools: tuple) -> config_lib.Config:
       period=1 if quick else 50, steps=5 if quick else 50, learning_rate=1e-3
     ),
     merged=config_lib.MergedConfig(
-      distillation_weight=(0.3, 0.3),
+      distillation_weight=(0.1, 0.1),
       steps=1,
       learning_rate=1e-4,
-      warmup_rounds=0 if quick else 50,
+      warmup_rounds=0 if quick else 100,
       match_norm=True,
       rescale=True,
     ),

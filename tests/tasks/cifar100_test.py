@@ -256,6 +256,7 @@ def test_presets_differ_where_they_should():
     'periodic.learning_rate',
     'merged.distillation_weight',
     'merged.match_norm',
+    'merged.warmup_rounds',
     'program.rounds',
   }
   assert differences('cifar100_out_of_domain') == {'unlabelled.sources'}
