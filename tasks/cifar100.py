@@ -153,6 +153,8 @@ def preset(quick: bool) -> config_lib.Config:
   """MERGED CODIST on CIFAR-100, the large model on a tenth of the clients.
 
   Command: bin/train.py --preset cifar100 --run_dir runs/cifar100
+  Measured: small 24.5 %, large 21.1 % in round 200 (FedAvg 24.2 %, 20.5 %), one
+  seed, 15 minutes on two cores shared with two other runs.
 
   The federated part is that of Reddi et al. (client SGD, FedAdam). A tenth of
   the clients is few enough that the large model, alone, ends below the small
@@ -212,6 +214,10 @@ def preset_domains(quick: bool) -> config_lib.Config:
 
   Command:
     bin/train.py --preset cifar100_domains --run_dir runs/cifar100_domains
+  Measured: nothing moves outside a model's domain, where both have 0.0 %, as by
+  FedAvg. Inside, in round 300, the small model has 19.0 % (FedAvg 20.2 %), the
+  large one 35.8 % (39.3 %); one seed, 22 minutes on two cores shared with four
+  other runs.
 
   The small model trains on the animals of all clients, the large one on their
   things, as in the paper's Stack Overflow experiment the small model trains on
@@ -249,6 +255,8 @@ def preset_out_of_domain(quick: bool) -> config_lib.Config:
   """Preset `cifar100` with the images of CIFAR-10 as distillation data.
 
   Command: bin/train.py --preset cifar100_out_of_domain --run_dir runs/cifar10
+  Measured: small 25.0 %, large 21.4 % in round 200, one seed, 21 minutes on two
+  cores shared with four other runs.
 
   CIFAR-10 has other images, of other classes; it is read from a prepared TFDS
   set. No client is set aside, so the pools draw from 500 clients in place of
@@ -288,6 +296,8 @@ def preset_three_pools(quick: bool) -> config_lib.Config:
   """MERGED CODIST on CIFAR-100 between three sizes of model.
 
   Command: bin/train.py --preset three_pools --run_dir runs/three_pools
+  Measured: small 24.2 %, medium 24.6 %, large 20.3 % in round 200, one seed, 23
+  minutes on two cores shared with two other runs.
 
   All clients can run the small model, 30 % the medium and 10 % the large one.
   Each model learns from the mean of the other two.

@@ -103,6 +103,7 @@ def preset(quick: bool) -> config_lib.Config:
   """MERGED CODIST between two dense networks, the larger on four clients.
 
   Command: bin/train.py --preset digits --run_dir runs/digits
+  Measured: bin/quickstart runs it with three seeds, see docs/results.md.
 
   Eight of the forty clients give their images, without labels, to the server.
   The large model sees a tenth of the others, always the same four, and so ends

@@ -100,6 +100,8 @@ def preset(quick: bool) -> config_lib.Config:
   """MERGED CODIST on EMNIST, the large model on a tenth of the writers.
 
   Command: bin/train.py --preset emnist --run_dir runs/emnist
+  Measured on 265 writers: small 61.9 %, large 70.5 % in round 100 (FedAvg
+  61.8 %, 69.8 %), one seed, 8 minutes on two cores shared with two other runs.
 
   The learning rates are from the grid of Reddi et al. (arXiv 2003.00295,
   appendix D). See tasks/cifar100.py on the tenth, `rescale` and the warm-up,
@@ -151,6 +153,9 @@ def preset_domains(quick: bool) -> config_lib.Config:
   """MERGED CODIST on EMNIST between models of different writers.
 
   Command: bin/train.py --preset emnist_domains --run_dir runs/emnist_domains
+  Measured on 265 writers: the small model on students, whom it never trains on,
+  56.0 % in round 100 (FedAvg 54.4 %), the large one on employees 69.6 %
+  (69.5 %), one seed, 8 minutes on two cores shared with two other runs.
 
   The small model trains on the employees, the large one on the students. The
   distillation data is from both.
@@ -174,6 +179,8 @@ def preset_three_pools(quick: bool) -> config_lib.Config:
 
   Command:
     bin/train.py --preset emnist_three_pools --run_dir runs/emnist_three_pools
+  Measured on 265 writers: small 62.0 %, medium 62.7 %, large 69.9 % in round
+  100, one seed, 12 minutes on two cores shared with two other runs.
 
   All clients can run the small model, 30 % the medium and 10 % the large one.
 
