@@ -278,6 +278,8 @@ def preset_limited(quick: bool) -> config_lib.Config:
   """Preset `cifar100` with 1 % of its distillation data: 50 of 5,000 images.
 
   Command: bin/train.py --preset cifar100_limited --run_dir runs/limited
+  Measured: small 23.6 %, large 20.9 % in round 200, one seed, 12 minutes on two
+  cores shared with other runs.
 
   The same clients are set aside as in `cifar100`, so the pools are the same. A
   batch of 128 passes over the images two and a half times.

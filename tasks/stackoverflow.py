@@ -198,6 +198,9 @@ def preset(quick: bool) -> config_lib.Config:
   """MERGED CODIST on next words, the large LSTM on a tenth of the users.
 
   Command: bin/train.py --preset stackoverflow --run_dir runs/stackoverflow
+  Measured on 1,375 users of Stack Exchange sites: small 10.6 %, large 10.6 % in
+  round 200, without unknown words and ends of sentences; one seed, 24 minutes on
+  two cores shared with four other runs.
 
   Client SGD and FedAdam have the rates that Reddi et al. tuned (arXiv
   2003.00295). On all 342,477 users they take a vocabulary of 10,000, the
@@ -220,8 +223,8 @@ def preset_domains(quick: bool) -> config_lib.Config:
   Command: bin/train.py --preset stackoverflow_domains --run_dir runs/domains
   Measured on 1,375 users of Stack Exchange sites: outside its domain the small
   model has a loss of 5.31 nats, the large one 5.23, mean over rounds 160 to 200
-  (FedAvg 5.35 and 5.27); one seed, 26 minutes on two cores shared with four other
-  runs.
+  (FedAvg 5.35 and 5.27); one seed, 26 minutes on two cores shared with four
+  other runs.
 
   All users can run both models, but a pool trains on one type of post only:
   what it knows of the other comes from the other pool. Otherwise as `preset`.
