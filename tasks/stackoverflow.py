@@ -199,8 +199,8 @@ def preset(quick: bool) -> config_lib.Config:
 
   Command: bin/train.py --preset stackoverflow --run_dir runs/stackoverflow
   Measured on 1,375 users of Stack Exchange sites: small 10.6 %, large 10.6 % in
-  round 200, without unknown words and ends of sentences; one seed, 24 minutes on
-  two cores shared with four other runs.
+  round 200, without unknown words and ends of sentences; one seed, 26 minutes
+  on two cores shared with four other runs.
 
   Client SGD and FedAdam have the rates that Reddi et al. tuned (arXiv
   2003.00295). On all 342,477 users they take a vocabulary of 10,000, the
