@@ -12,7 +12,6 @@ the paper's pools differ.
 """
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Optional
@@ -230,23 +229,17 @@ def preset_domains(quick: bool) -> config_lib.Config:
   Args:
     quick: As for `cifar100`, in place of 300 rounds.
   """
-  base = preset(quick)
-  return dataclasses.replace(
-    base,
-    pools=dataclasses.replace(
-      base.pools, clients_fraction=(1.0,), domains=DOMAINS
-    ),
-    distillation=dataclasses.replace(base.distillation, epsilon=1e-2),
-    periodic=dataclasses.replace(base.periodic, learning_rate=1e-3),
-    merged=dataclasses.replace(
-      base.merged,
-      distillation_weight=(0.1, 0.1),
-      warmup_rounds=0 if quick else 150,
-      match_norm=True,
-    ),
-    program=dataclasses.replace(
-      base.program, rounds=base.program.rounds if quick else 300
-    ),
+  config = config_lib.change(
+    preset(quick),
+    pools={'clients_fraction': (1.0,), 'domains': DOMAINS},
+    distillation={'epsilon': 1e-2},
+    periodic={'learning_rate': 1e-3},
+    merged={'distillation_weight': (0.1, 0.1), 'match_norm': True},
+  )
+  if quick:
+    return config
+  return config_lib.change(
+    config, merged={'warmup_rounds': 150}, program={'rounds': 300}
   )
 
 
@@ -266,10 +259,8 @@ def preset_out_of_domain(quick: bool) -> config_lib.Config:
   Args:
     quick: As for `cifar100`.
   """
-  base = preset(quick)
-  return dataclasses.replace(
-    base,
-    unlabelled=dataclasses.replace(base.unlabelled, sources=('tfds:cifar10',)),
+  return config_lib.change(
+    preset(quick), unlabelled={'sources': ('tfds:cifar10',)}
   )
 
 
@@ -287,10 +278,7 @@ def preset_limited(quick: bool) -> config_lib.Config:
   Args:
     quick: As for `cifar100`.
   """
-  base = preset(quick)
-  return dataclasses.replace(
-    base, unlabelled=dataclasses.replace(base.unlabelled, max_examples=50)
-  )
+  return config_lib.change(preset(quick), unlabelled={'max_examples': 50})
 
 
 @task.presets.register('three_pools')
@@ -307,18 +295,14 @@ def preset_three_pools(quick: bool) -> config_lib.Config:
   Args:
     quick: As for `cifar100`.
   """
-  base = preset(quick)
-  return dataclasses.replace(
-    base,
-    pools=dataclasses.replace(
-      base.pools,
-      names=('small', 'medium', 'large'),
-      models=('small', 'medium', 'large'),
-      clients_fraction=(1.0, 0.3, 0.1),
-    ),
-    merged=dataclasses.replace(
-      base.merged, distillation_weight=(0.1, 0.3, 0.5)
-    ),
+  return config_lib.change(
+    preset(quick),
+    pools={
+      'names': ('small', 'medium', 'large'),
+      'models': ('small', 'medium', 'large'),
+      'clients_fraction': (1.0, 0.3, 0.1),
+    },
+    merged={'distillation_weight': (0.1, 0.3, 0.5)},
   )
 
 

@@ -16,7 +16,6 @@ of test clients.
 """
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Optional
@@ -163,13 +162,10 @@ def preset_domains(quick: bool) -> config_lib.Config:
   Args:
     quick: As for `emnist`.
   """
-  base = preset(quick)
-  return dataclasses.replace(
-    base,
-    pools=dataclasses.replace(
-      base.pools, clients_fraction=(1.0,), domains=DOMAINS
-    ),
-    merged=dataclasses.replace(base.merged, distillation_weight=(0.2, 0.2)),
+  return config_lib.change(
+    preset(quick),
+    pools={'clients_fraction': (1.0,), 'domains': DOMAINS},
+    merged={'distillation_weight': (0.2, 0.2)},
   )
 
 
@@ -187,18 +183,14 @@ def preset_three_pools(quick: bool) -> config_lib.Config:
   Args:
     quick: As for `emnist`.
   """
-  base = preset(quick)
-  return dataclasses.replace(
-    base,
-    pools=dataclasses.replace(
-      base.pools,
-      names=('small', 'medium', 'large'),
-      models=('small', 'medium', 'large'),
-      clients_fraction=(1.0, 0.3, 0.1),
-    ),
-    merged=dataclasses.replace(
-      base.merged, distillation_weight=(0.1, 0.2, 0.2)
-    ),
+  return config_lib.change(
+    preset(quick),
+    pools={
+      'names': ('small', 'medium', 'large'),
+      'models': ('small', 'medium', 'large'),
+      'clients_fraction': (1.0, 0.3, 0.1),
+    },
+    merged={'distillation_weight': (0.1, 0.2, 0.2)},
   )
 
 

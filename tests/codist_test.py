@@ -31,10 +31,7 @@ def _config(name, pools=('a', 'b'), **groups):
       names=pools, models=('small',), clients_fraction=(1.0,)
     ),
   )
-  for group, fields in groups.items():
-    changed = dataclasses.replace(getattr(config, group), **fields)
-    config = dataclasses.replace(config, **{group: changed})
-  return config
+  return config_lib.change(config, **groups)
 
 
 def _build(setting, name, **groups):

@@ -17,11 +17,7 @@ from tff_codist.testing import toys
 
 
 def _config(**groups):
-  config = digits.preset(True)
-  for group, fields in groups.items():
-    changed = dataclasses.replace(getattr(config, group), **fields)
-    config = dataclasses.replace(config, **{group: changed})
-  return config
+  return config_lib.change(digits.preset(True), **groups)
 
 
 def test_distillation_clients_train_nothing():

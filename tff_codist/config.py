@@ -447,6 +447,25 @@ class Config:
   seed: int = 1
 
 
+def change(config: Config, **groups: Mapping[str, Any]) -> Config:
+  """Returns a configuration with some fields of some groups changed.
+
+  Args:
+    config: The configuration to start from.
+    **groups: For each group's name its new values by field.
+
+  Raises:
+    ConfigError: If a value is outside its range, or values contradict.
+  """
+  return dataclasses.replace(
+    config,
+    **{
+      name: dataclasses.replace(getattr(config, name), **fields)
+      for name, fields in groups.items()
+    },
+  )
+
+
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   """Returns the tree's leaves by their flag names, e.g. `server.epsilon`."""
   leaves = {}

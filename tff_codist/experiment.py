@@ -146,7 +146,7 @@ def build_experiment(config: config_lib.Config) -> Experiment:
     task, config.unlabelled, seed=seed
   )
   others = set(task.train.client_ids) - set(distillation_clients)
-  validation_clients = _draw(
+  validation_clients = pools_lib.draw(
     others, config.task.validation_clients, seed=seed, purpose='validation'
   )
   train = task.train.subset(others - set(validation_clients))
@@ -191,7 +191,7 @@ def build_experiment(config: config_lib.Config) -> Experiment:
         fix='lower --program.evaluation_clients or leave it out',
       )
     test = test.subset(
-      _draw(test.client_ids, num_test, seed=seed, purpose='evaluation')
+      pools_lib.draw(test.client_ids, num_test, seed=seed, purpose='evaluation')
     )
   return Experiment(
     config=config,
@@ -204,14 +204,6 @@ def build_experiment(config: config_lib.Config) -> Experiment:
     setting=setting,
     algorithm=algorithm.algorithms[config.algorithm.name](setting, config),
   )
-
-
-def _draw(
-  client_ids: Iterable[str], count: int, *, seed: int, purpose: str
-) -> tuple[str, ...]:
-  """Returns so many clients, chosen by a seeded hash of their ids, sorted."""
-  ranked = pools_lib.ranked(client_ids, seed=seed, purpose=purpose)
-  return tuple(sorted(ranked[:count]))
 
 
 def _validation(

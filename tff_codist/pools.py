@@ -43,6 +43,13 @@ def ranked(client_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
   return sorted(client_ids, key=rank)
 
 
+def draw(
+  client_ids: Iterable[str], count: int, *, seed: int, purpose: str
+) -> tuple[str, ...]:
+  """Returns the first so many clients of `ranked`, sorted by id."""
+  return tuple(sorted(ranked(client_ids, seed=seed, purpose=purpose)[:count]))
+
+
 def count_of(fraction: float, total: int) -> int:
   """Returns how many a fraction of some clients are, rounded up, at least 1."""
   # 0.07 * 100 is a little above 7.
@@ -50,7 +57,7 @@ def count_of(fraction: float, total: int) -> int:
 
 
 def by_capacity(
-  client_ids: Iterable[str], fraction: float, *, seed: int
+  client_ids: Sequence[str], fraction: float, *, seed: int
 ) -> tuple[str, ...]:
   """Returns the clients whose capacity is in the highest `fraction`.
 
@@ -65,8 +72,8 @@ def by_capacity(
   Returns:
     The chosen ids, sorted.
   """
-  order = ranked(client_ids, seed=seed, purpose='capacity')
-  return tuple(sorted(order[: count_of(fraction, len(order))]))
+  count = count_of(fraction, len(client_ids))
+  return draw(client_ids, count, seed=seed, purpose='capacity')
 
 
 def read_capacities(path: str, client_ids: Iterable[str]) -> dict[str, float]:

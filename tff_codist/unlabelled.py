@@ -205,12 +205,9 @@ def clients_set_aside(
   """
   if 'clients' not in config.sources:
     return ()
-  ranked = pools.ranked(
-    task.train.client_ids, seed=seed, purpose='distillation'
-  )
-  return tuple(
-    sorted(ranked[: pools.count_of(config.clients_fraction, len(ranked))])
-  )
+  ids = task.train.client_ids
+  count = pools.count_of(config.clients_fraction, len(ids))
+  return pools.draw(ids, count, seed=seed, purpose='distillation')
 
 
 def build_unlabelled(
@@ -243,11 +240,7 @@ def build_unlabelled(
   """
   if config.sources == ('none',):
     return None
-  weights = np.array(
-    config.weights * len(config.sources)
-    if len(config.weights) == 1
-    else config.weights
-  )
+  weights = np.broadcast_to(config.weights, len(config.sources))
   shares = weights / weights.sum()
   parts = {
     source: _load_source(
