@@ -248,7 +248,7 @@ def preset_out_of_domain(quick: bool) -> config_lib.Config:
   """Preset `cifar100` with the images of CIFAR-10 as distillation data.
 
   Command: bin/train.py --preset cifar100_out_of_domain --run_dir runs/cifar10
-  Measured: small 25.0 %, large 21.4 % in round 200, one seed, 21 minutes on two
+  Measured: small 25.0 %, large 21.4 % in round 200, one seed, 22 minutes on two
   cores shared with four other runs.
 
   CIFAR-10 has other images, of other classes; it is read from a prepared TFDS

@@ -223,7 +223,7 @@ def preset_domains(quick: bool) -> config_lib.Config:
   Command: bin/train.py --preset stackoverflow_domains --run_dir runs/domains
   Measured on 1,375 users of Stack Exchange sites: outside its domain the small
   model has a loss of 5.31 nats, the large one 5.23, mean over rounds 160 to 200
-  (FedAvg 5.35 and 5.27); one seed, 26 minutes on two cores shared with four
+  (FedAvg 5.35 and 5.27); one seed, 27 minutes on two cores shared with four
   other runs.
 
   All users can run both models, but a pool trains on one type of post only:
