@@ -70,7 +70,7 @@ def test_type_signatures(linear):
   )
 
 
-def test_one_full_batch_step_is_one_gradient_step(linear, stock):
+def test_one_full_batch_step_is_one_gradient_step(linear, context):
   # m = K, E = 1, B = infinity: g is the gradient of the weighted mean loss.
   weights = linear.initialize(0)
   cohort = [toys.seeded(toys.make_examples(n, seed=n)) for n in (3, 7, 10)]
@@ -86,7 +86,7 @@ def test_one_full_batch_step_is_one_gradient_step(linear, stock):
     np.testing.assert_allclose(g, 0.5 * expected, atol=1e-6)
 
 
-def test_uniform_weighting_is_the_plain_mean(linear, stock):
+def test_uniform_weighting_is_the_plain_mean(linear, context):
   weights = linear.initialize(0)
   cohort = [toys.seeded(toys.make_examples(n, seed=n)) for n in (2, 9)]
   update = _build(linear, weighting='uniform', batch_size=1000)
@@ -99,7 +99,7 @@ def test_uniform_weighting_is_the_plain_mean(linear, stock):
     np.testing.assert_allclose(g, e, atol=1e-6)
 
 
-def test_epochs_and_momentum_by_hand(linear, stock):
+def test_epochs_and_momentum_by_hand(linear, context):
   # One example: every step is on the same batch, so the order cannot matter.
   weights = linear.initialize(0)
   examples = toys.make_examples(1, seed=5)
@@ -117,7 +117,7 @@ def test_epochs_and_momentum_by_hand(linear, stock):
 
 
 def test_epoch_passes_over_every_example_once_with_a_partial_batch(
-  linear, stock
+  linear, context
 ):
   seen = []
 
@@ -159,7 +159,7 @@ def test_epoch_passes_over_every_example_once_with_a_partial_batch(
   assert len({seed for _, seed in seen}) == 6
 
 
-def test_client_without_finite_update_contributes_nothing(linear, stock):
+def test_client_without_finite_update_contributes_nothing(linear, context):
   weights = linear.initialize(0)
   update = _build(linear)
   good = [toys.seeded(toys.make_examples(n, seed=n)) for n in (4, 6)]
@@ -174,7 +174,7 @@ def test_client_without_finite_update_contributes_nothing(linear, stock):
 
 
 @pytest.mark.parametrize('weighting', ['examples', 'uniform'])
-def test_client_without_examples_has_weight_zero(linear, stock, weighting):
+def test_client_without_examples_has_weight_zero(linear, context, weighting):
   weights = linear.initialize(0)
   update = _build(linear, weighting=weighting)
   cohort = [toys.seeded(toys.make_examples(5, seed=1))]
@@ -189,7 +189,7 @@ def test_client_without_examples_has_weight_zero(linear, stock, weighting):
   assert not any(np.any(g) for g in only_empty['pseudo_gradient'])
 
 
-def test_order_of_the_cohort_does_not_matter(linear, stock):
+def test_order_of_the_cohort_does_not_matter(linear, context):
   weights = linear.initialize(0)
   update = _build(linear)
   cohort = [
@@ -203,7 +203,7 @@ def test_order_of_the_cohort_does_not_matter(linear, stock):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_accuracy_and_loss_are_those_of_the_broadcast_model(linear, stock):
+def test_accuracy_and_loss_are_those_of_the_broadcast_model(linear, context):
   # One full batch: the metrics are taken before the only step.
   weights = linear.initialize(0)
   examples = toys.make_examples(20, seed=2)
@@ -229,7 +229,7 @@ def test_padding_does_not_count():
 
 
 @pytest.mark.parametrize('name', client_update.aggregators.names())
-def test_named_aggregators_run(linear, stock, name):
+def test_named_aggregators_run(linear, context, name):
   weights = linear.initialize(0)
   update = _build(linear, aggregator_name=name)
   state = update.initialize()
@@ -238,7 +238,7 @@ def test_named_aggregators_run(linear, stock, name):
   assert all(np.isfinite(g).all() for g in result['pseudo_gradient'])
 
 
-def test_any_tff_factory_plugs_in(linear, stock):
+def test_any_tff_factory_plugs_in(linear, context):
   sums = _build(linear, aggregator=tff.aggregators.SumFactory())
   means = _build(linear, aggregator=tff.aggregators.UnweightedMeanFactory())
   weights = linear.initialize(0)

@@ -50,20 +50,20 @@ def _models_after(setting, rounds, name, **groups):
 @pytest.mark.parametrize(
   'name', ['fed_avg', 'periodic_codist', 'merged_codist']
 )
-def test_conformance(stock, name, check):
+def test_conformance(context, name, check):
   check(lambda setting: _build(setting, name, server={'learning_rate': 0.05}))
 
 
 @pytest.mark.parametrize(
   'name', ['fed_avg', 'periodic_codist', 'merged_codist']
 )
-def test_resume_is_bit_equal(stock, tmp_path, name):
+def test_resume_is_bit_equal(context, tmp_path, name):
   conformance.check_resume_is_bit_equal(
     lambda setting: _build(setting, name), tmp_path
   )
 
 
-def test_merged_with_weight_zero_is_fed_avg(stock):
+def test_merged_with_weight_zero_is_fed_avg(context):
   setting = toys.make_setting()
   toys.assert_same(
     _models_after(
@@ -73,7 +73,7 @@ def test_merged_with_weight_zero_is_fed_avg(stock):
   )
 
 
-def test_merged_during_warmup_is_fed_avg_and_differs_afterwards(stock):
+def test_merged_during_warmup_is_fed_avg_and_differs_afterwards(context):
   setting = toys.make_setting()
   warm = {'merged': {'warmup_rounds': 2}}
   fed_avg = _models_after(setting, 2, 'fed_avg')
@@ -84,7 +84,7 @@ def test_merged_during_warmup_is_fed_avg_and_differs_afterwards(stock):
     assert not np.array_equal(third[pool][0], plain[pool][0])
 
 
-def test_weight_of_one_pool_leaves_the_other_alone(stock):
+def test_weight_of_one_pool_leaves_the_other_alone(context):
   setting = toys.make_setting()
   merged = _models_after(
     setting, 1, 'merged_codist', merged={'distillation_weight': (0.0, 0.5)}
@@ -95,7 +95,7 @@ def test_weight_of_one_pool_leaves_the_other_alone(stock):
 
 
 @pytest.mark.parametrize('fields', [{'period': 4}, {'steps': 0}])
-def test_periodic_that_never_distils_is_fed_avg(stock, fields):
+def test_periodic_that_never_distils_is_fed_avg(context, fields):
   setting = toys.make_setting()
   toys.assert_same(
     _models_after(setting, 3, 'periodic_codist', periodic=fields),
@@ -103,20 +103,20 @@ def test_periodic_that_never_distils_is_fed_avg(stock, fields):
   )
 
 
-def test_one_pool_is_fed_avg(stock):
+def test_one_pool_is_fed_avg(context):
   setting = toys.make_setting(('small',))
   fed_avg = _models_after(setting, 2, 'fed_avg')
   for name in ('periodic_codist', 'merged_codist'):
     toys.assert_same(_models_after(setting, 2, name), fed_avg)
 
 
-def test_pools_of_fed_avg_do_not_influence_each_other(stock):
+def test_pools_of_fed_avg_do_not_influence_each_other(context):
   both = _models_after(toys.make_setting(), 2, 'fed_avg')
   alone = _models_after(toys.make_setting(('small',)), 2, 'fed_avg')
   toys.assert_same(both['a'], alone['a'])
 
 
-def test_distillation_only_does_not_depend_on_clients(stock):
+def test_distillation_only_does_not_depend_on_clients(context):
   # α = 1: the trajectory is U's alone, whatever the clients send.
   setting = toys.make_setting()
   built = _build(
@@ -128,7 +128,7 @@ def test_distillation_only_does_not_depend_on_clients(stock):
   toys.assert_same(dict(built.models(one)), dict(built.models(other)))
 
 
-def test_merged_step_with_plain_sgd_subtracts_both(stock):
+def test_merged_step_with_plain_sgd_subtracts_both(context):
   # Rate 2 and α = 1/2: θ − g − d exactly, in one server step.
   setting = toys.make_setting()
   sgd = {'optimizer': 'fedavg', 'learning_rate': 2.0}
@@ -156,7 +156,7 @@ def test_merged_step_with_plain_sgd_subtracts_both(stock):
       np.testing.assert_allclose(m, g + d - x, atol=1e-6)
 
 
-def test_order_of_pools_does_not_matter(stock):
+def test_order_of_pools_does_not_matter(context):
   # Both students of an exchange see the teachers from before it.
   setting = toys.make_setting()
   swapped = setting._replace(pools=setting.pools[::-1])
@@ -171,7 +171,7 @@ def test_order_of_pools_does_not_matter(stock):
       toys.assert_same(built.models(state)[pool], other.models(reordered)[pool])
 
 
-def test_periodic_replaces_the_model_and_keeps_the_server_optimizer(stock):
+def test_periodic_replaces_the_model_and_keeps_the_server_optimizer(context):
   setting = toys.make_setting()
   built = _build(setting, 'periodic_codist')
   state = conformance.run_rounds(built, setting, range(1, 2))
@@ -194,7 +194,7 @@ def test_periodic_replaces_the_model_and_keeps_the_server_optimizer(stock):
   assert metrics['exchange/a/distillation_loss'] > 0
 
 
-def test_equal_models_teach_each_other_nothing(stock):
+def test_equal_models_teach_each_other_nothing(context):
   # Same architecture and weights: the gradient is zero, not only small.
   setting = toys.make_setting(('large', 'large'))
   built = _build(setting, 'merged_codist')
@@ -205,7 +205,7 @@ def test_equal_models_teach_each_other_nothing(stock):
   assert metrics['exchange/b/distillation_norm'] == 0
 
 
-def test_pools_start_from_different_weights(stock):
+def test_pools_start_from_different_weights(context):
   state = _build(toys.make_setting(('large', 'large')), 'fed_avg').initialize(1)
   assert not np.array_equal(state['a'].weights[0], state['b'].weights[0])
 
@@ -216,7 +216,7 @@ def test_distillation_data_is_required(name):
     _build(toys.make_setting(unlabelled=False), name)
 
 
-def test_gate_keeps_students_from_bad_teachers(stock):
+def test_gate_keeps_students_from_bad_teachers(context):
   # Entropy above 0 of log C: nobody is sure enough to teach.
   setting = toys.make_setting()
   closed = {'max_teacher_entropy': 0.0}
@@ -233,7 +233,7 @@ def test_gate_keeps_students_from_bad_teachers(stock):
     )
 
 
-def test_refused_teacher_of_two_leaves_the_other(stock):
+def test_refused_teacher_of_two_leaves_the_other(context):
   # Pool c answers uniformly, the others are sure: c teaches nobody and learns.
   setting = toys.make_setting(('small', 'small', 'small'))
   built = _build(
@@ -254,7 +254,7 @@ def test_refused_teacher_of_two_leaves_the_other(stock):
     toys.assert_same(after[name].weights, expected[name].weights)
 
 
-def test_teachers_weigh_equally_or_by_clients(stock):
+def test_teachers_weigh_equally_or_by_clients(context):
   # Pools a, b, c have 12, 6 and 6 clients; for c, a weighs 2/3 or 1/2.
   setting = toys.make_setting(('small', 'small', 'small'))
   one_step = {'learning_rate': 1e-3, 'steps': 1}

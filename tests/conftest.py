@@ -1,4 +1,4 @@
-"""One worker for the whole session, started when a test first needs it."""
+"""Runtimes for the whole session, started when a test first needs them."""
 
 import os
 import pathlib
@@ -12,14 +12,27 @@ sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(scope='session')
-def _worker():
+def _runtimes():
   from tff_codist import runtime
 
   yield runtime
-  runtime.install('stock').close()
+  for name in runtime.names():
+    runtime.install(name).close()
 
 
 @pytest.fixture
-def stock(_worker):
+def in_process(_runtimes):
+  """The runtime in this process as the default context of the test."""
+  return _runtimes.install('in_process')
+
+
+@pytest.fixture
+def stock(_runtimes):
   """TFF's worker as the default context of the test."""
-  return _worker.install('stock')
+  return _runtimes.install('stock')
+
+
+@pytest.fixture(params=['in_process', 'stock'])
+def context(request, _runtimes):
+  """Each runtime in turn as the default context of the test."""
+  return _runtimes.install(request.param)

@@ -57,7 +57,7 @@ def test_type_signature(linear, dense):
   )
 
 
-def test_teacher_equal_to_student_changes_nothing(dense, stock):
+def test_teacher_equal_to_student_changes_nothing(dense, context):
   weights = dense.initialize(0)
   for loss in ('kl', 'l2'):
     computation = _build(dense, [dense], loss=loss)
@@ -69,7 +69,7 @@ def test_teacher_equal_to_student_changes_nothing(dense, stock):
     assert result['metrics']['distillation_loss'] == 0
 
 
-def test_one_step_by_hand(linear, stock):
+def test_one_step_by_hand(linear, context):
   # Adam's first step is rate · g / (|g| + ε'), with g = x^T (p_s - p_t) / n.
   student, teacher = linear.initialize(0), linear.initialize(1)
   (batch,) = batches = _batches(1)
@@ -95,7 +95,7 @@ def test_one_step_by_hand(linear, stock):
   )
 
 
-def test_distillation_brings_the_student_to_the_teacher(linear, dense, stock):
+def test_distillation_brings_the_student_to_the_teacher(linear, dense, context):
   student, teacher = linear.initialize(0), dense.initialize(1)
   computation = _build(linear, [dense])
   state = computation.initialize(student)
@@ -111,7 +111,7 @@ def test_distillation_brings_the_student_to_the_teacher(linear, dense, stock):
   assert losses[-1] < 0.5 * losses[0]
 
 
-def test_two_passes_equal_one_when_adam_is_kept(linear, dense, stock):
+def test_two_passes_equal_one_when_adam_is_kept(linear, dense, context):
   student, teacher = linear.initialize(0), dense.initialize(1)
   batches = _batches(6)
   for keep, is_equal in ((True, True), (False, False)):
@@ -128,7 +128,7 @@ def test_two_passes_equal_one_when_adam_is_kept(linear, dense, stock):
     assert equal == is_equal
 
 
-def test_teachers_are_averaged_as_logits(linear, stock):
+def test_teachers_are_averaged_as_logits(linear, context):
   # The mean of two linear models' logits is the linear model of their mean.
   student, a, b = (linear.initialize(seed) for seed in (0, 1, 2))
   mean = tuple((x + y) / 2 for x, y in zip(a, b))
@@ -140,7 +140,7 @@ def test_teachers_are_averaged_as_logits(linear, stock):
     np.testing.assert_allclose(d, e, atol=1e-5)
 
 
-def test_padding_rows_change_nothing(stock):
+def test_padding_rows_change_nothing(context):
   # Tokens: 0 is padding. A batch with padded rows equals one without them.
   def keras_fn():
     layers = tf.keras.layers
@@ -213,7 +213,7 @@ def test_type_signature_of_merge(linear):
   )
 
 
-def test_teacher_without_a_share_has_no_say(linear, dense, stock):
+def test_teacher_without_a_share_has_no_say(linear, dense, context):
   student, good, broken = (
     m.initialize(i) for i, m in enumerate((linear, dense, linear))
   )
@@ -226,7 +226,7 @@ def test_teacher_without_a_share_has_no_say(linear, dense, stock):
   toys.assert_same(left['pseudo_gradient'], right['pseudo_gradient'])
 
 
-def test_pass_that_is_not_finite_is_rejected(linear, dense, stock):
+def test_pass_that_is_not_finite_is_rejected(linear, dense, context):
   student, teacher = linear.initialize(0), list(dense.initialize(1))
   computation = _build(linear, [dense])
   state = computation.initialize(student)
@@ -239,7 +239,7 @@ def test_pass_that_is_not_finite_is_rejected(linear, dense, stock):
   toys.assert_same(result['state'], state)
 
 
-def test_applying_a_pass_gives_the_trained_student(linear, dense, stock):
+def test_applying_a_pass_gives_the_trained_student(linear, dense, context):
   student, teacher = linear.initialize(0), dense.initialize(1)
   apply = distillation.build_apply(linear)
   weights = '<float32[4,3],float32[3]>@SERVER'

@@ -33,7 +33,7 @@ def _with_domain(examples):
   return clients_lib.Examples(examples, domain=domain)
 
 
-def test_evaluation_of_each_client_by_domain(linear, stock):
+def test_evaluation_of_each_client_by_domain(linear, context):
   weights = linear.initialize(0)
   # Larger than one forward pass, empty, and single.
   clients = [_with_domain(toys.make_examples(n, seed=n)) for n in (450, 0, 1)]
@@ -71,7 +71,7 @@ def test_evaluation_of_each_client_by_domain(linear, stock):
 
 
 def test_metrics_are_means_over_labels_and_quantiles_over_clients(
-  stock, monkeypatch
+  context, monkeypatch
 ):
   setting = toys.make_setting()
   data = clients_lib.ClientData(
@@ -119,7 +119,7 @@ def test_metrics_are_means_over_labels_and_quantiles_over_clients(
     assert metrics[f'eval/b/out_of_domain/{metric}'] == other
 
 
-def test_domain_without_examples_has_no_metrics(stock):
+def test_domain_without_examples_has_no_metrics(context):
   setting = toys.make_setting(['small'])
   setting = setting._replace(
     task=setting.task._replace(domains=('all_of_them', 'none'))
@@ -132,7 +132,7 @@ def test_domain_without_examples_has_no_metrics(stock):
   assert not [name for name in metrics if 'none' in name]
 
 
-def test_accuracies_of_sentences_are_those_of_tffs_baseline_task(stock):
+def test_accuracies_of_sentences_are_those_of_tffs_baseline_task(context):
   # Tokens: 0 padding, 1 to 5 words, 6 out-of-vocabulary, 7 begin, 8 end.
   model = models.Model('lstm', lambda: models.lstm(9, 4, embedding=2, units=3))
   weights = tuple(3 * w for w in model.initialize(1))

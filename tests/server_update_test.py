@@ -54,7 +54,7 @@ def test_type_signatures(linear):
   )
 
 
-def test_fedadam_of_tff_is_adam_with_bias_correction(linear, stock):
+def test_fedadam_of_tff_is_adam_with_bias_correction(linear, context):
   weights = linear.initialize(0)
   gradients = _gradients(weights, 5)
   update = _build(linear, learning_rate=0.1, beta1=0.8, beta2=0.9)
@@ -70,7 +70,7 @@ def test_fedadam_of_tff_is_adam_with_bias_correction(linear, stock):
 
 
 @pytest.mark.parametrize('optimizer', sorted(_REDDI_SECOND_MOMENT))
-def test_reddi_optimizers_are_algorithm_2(linear, stock, optimizer):
+def test_reddi_optimizers_are_algorithm_2(linear, context, optimizer):
   weights = linear.initialize(0)
   gradients = _gradients(weights, 5, seed=1)
   update = _build(
@@ -94,7 +94,7 @@ def test_reddi_optimizers_are_algorithm_2(linear, stock, optimizer):
     np.testing.assert_allclose(found[i], x, atol=1e-5)
 
 
-def test_reddi_adam_without_memory_is_normalised_step(linear, stock):
+def test_reddi_adam_without_memory_is_normalised_step(linear, context):
   # β1 = β2 = 0: x + η·Δ/(|Δ| + τ) with Δ = -g.
   weights = linear.initialize(0)
   (g,) = gradients = _gradients(weights, 1)
@@ -107,7 +107,7 @@ def test_reddi_adam_without_memory_is_normalised_step(linear, stock):
     )
 
 
-def test_fedavg_subtracts_and_fedavgm_is_heavy_ball(linear, stock):
+def test_fedavg_subtracts_and_fedavgm_is_heavy_ball(linear, context):
   weights = linear.initialize(0)
   gradients = _gradients(weights, 2)
   plain = _run(
@@ -126,14 +126,14 @@ def test_fedavg_subtracts_and_fedavgm_is_heavy_ball(linear, stock):
 
 @pytest.mark.parametrize('flavor', ['tff', 'reddi'])
 @pytest.mark.parametrize('optimizer', server_update.server_optimizers.names())
-def test_zero_pseudo_gradient_moves_nothing(linear, stock, optimizer, flavor):
+def test_zero_pseudo_gradient_moves_nothing(linear, context, optimizer, flavor):
   weights = linear.initialize(0)
   zeros = tuple(np.zeros_like(w) for w in weights)
   update = _build(linear, optimizer=optimizer, flavor=flavor)
   toys.assert_same(_run(update, weights, [zeros, zeros]), weights)
 
 
-def test_pseudo_gradient_that_is_not_finite_is_rejected(linear, stock):
+def test_pseudo_gradient_that_is_not_finite_is_rejected(linear, context):
   weights = linear.initialize(0)
   update = _build(linear)
   state = update.initialize(weights)

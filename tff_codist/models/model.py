@@ -128,8 +128,12 @@ class Model:
 
 
 def all_finite(weights: Weights) -> tf.Tensor:
-  """Returns whether every entry of weights, or of their change, is finite."""
-  return tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in weights])
+  """Returns whether weights, or their change, have a finite norm.
+
+  One pass over the weights. False if an entry is not finite, and if squares of
+  entries overflow, above 1e19.
+  """
+  return tf.math.is_finite(tf.add_n([tf.nn.l2_loss(w) for w in weights]))
 
 
 def _is_random(layer: tf.keras.layers.Layer) -> bool:

@@ -17,8 +17,15 @@ def _create_stock(**options):
   return stock.StockContext(**options)
 
 
+def _create_in_process(**options):
+  from tff_codist.runtime import in_process
+
+  return in_process.InProcessContext(**options)
+
+
 # A new runtime is one line here.
 _FACTORIES: dict[str, Callable[..., Any]] = {
+  'in_process': _create_in_process,
   'stock': _create_stock,
 }
 
