@@ -16,7 +16,7 @@ def _runtimes():
   from tff_codist import runtime
 
   yield runtime
-  for name in runtime.names():
+  for name in runtime.runtimes.names():
     runtime.install(name).close()
 
 

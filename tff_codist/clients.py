@@ -32,6 +32,20 @@ _CACHE_BYTES = 256 * 2**20
 LoadFn = Callable[[str], Examples]
 
 
+class Cohort(list):
+  """The `SeededExamples` of the clients that train in one round.
+
+  Attributes:
+    client_ids: The clients' ids, in the same order, as far as they are known.
+  """
+
+  def __init__(
+    self, examples: Iterable[SeededExamples], client_ids: Sequence[str] = ()
+  ):
+    super().__init__(examples)
+    self.client_ids = tuple(client_ids)
+
+
 def cached(load: LoadFn) -> LoadFn:
   """Returns `load` with a cache of the recently used clients, by 256 MiB."""
   cache = cachetools.LRUCache(
@@ -129,7 +143,7 @@ def load_cohort(
   round_num: int,
   pool: str,
   domains: Sequence[int] = (),
-) -> list[SeededExamples]:
+) -> Cohort:
   """Samples and loads the clients of one pool that train in one round.
 
   The first clients in the order of `shuffle_clients` that have an example: a
@@ -152,7 +166,7 @@ def load_cohort(
   Raises:
     DataError: If fewer clients have an example.
   """
-  cohort = []
+  cohort, chosen = [], []
   for client_id in shuffle_clients(
     client_ids, seed=seed, round_num=round_num, pool=pool
   ):
@@ -162,8 +176,9 @@ def load_cohort(
         seed, 'client', round_num, pool, client_id
       )
       cohort.append(SeededExamples(examples, seed=client_seed))
+      chosen.append(client_id)
     if len(cohort) == cohort_size:
-      return cohort
+      return Cohort(cohort, chosen)
   raise errors.DataError(
     f'{len(cohort)} clients with examples in pool {pool!r}',
     expected=f'at least a cohort, {cohort_size}',
@@ -205,7 +220,7 @@ class CohortLoader:
     )
     self._ahead: dict[int, futures.Future] = {}
 
-  def load(self, round_num: int) -> dict[str, list[SeededExamples]]:
+  def load(self, round_num: int) -> dict[str, Cohort]:
     """Returns each pool's cohort of a round and starts to load the next."""
     current = self._ahead.pop(round_num, None) or self._submit(round_num)
     following = round_num + 1
@@ -220,7 +235,7 @@ class CohortLoader:
   def _submit(self, round_num: int) -> futures.Future:
     return self._thread.submit(self._load_round, round_num)
 
-  def _load_round(self, round_num: int) -> dict[str, list[SeededExamples]]:
+  def _load_round(self, round_num: int) -> dict[str, Cohort]:
     return {
       pool.name: load_cohort(
         self._data,

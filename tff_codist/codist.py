@@ -123,9 +123,13 @@ class FederatedPools:
     state, federated, metrics = CodistState(state), {}, {}
     started = time.monotonic()
     for name, pool in state.items():
-      result = self._client_update[name].next(
-        pool.aggregator, pool.weights, cohorts[name]
-      )
+      try:
+        result = self._client_update[name].next(
+          pool.aggregator, pool.weights, cohorts[name]
+        )
+      except errors.ComputationError as error:
+        client_ids = getattr(cohorts[name], 'client_ids', ())
+        raise error.among(name, client_ids) from error
       state[name] = pool._replace(aggregator=result['state'])
       federated[name] = result['pseudo_gradient']
       for metric, value in result['metrics'].items():

@@ -400,8 +400,24 @@ class RuntimeConfig(_Group):
 
   group: ClassVar[str] = 'runtime'
 
-  # stock: TFF's own C++ worker.
-  name: str = 'stock'
+  # in_process: compiled into TensorFlow functions of this process, on CPU or
+  # GPU. stock: TFF's own C++ worker, on the CPU.
+  name: str = 'in_process'
+  # Where in_process trains clients: auto (the first GPU, or else the CPU), cpu,
+  # gpu, gpu:N for the one of this number, or gpu:all to share each cohort.
+  device: str = 'auto'
+  # Whether a computation that in_process cannot compile is an error. Otherwise
+  # it runs on TFF's worker, with a warning.
+  strict: bool = False
+
+  @property
+  def options(self) -> dict[str, Any]:
+    """What the runtime is told: the fields that are not as by default."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != 'name' and getattr(self, field.name) != field.default
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ carries the exit code with which a command ends on it.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 
@@ -101,8 +101,8 @@ class ComputationError(CodistError, RuntimeError):
   """A federated computation that failed while it ran.
 
   Attributes:
-    client: Place in the cohort of the client that failed; `None` if it was the
-      server.
+    client: Place in the cohort of the client that failed, from 0; `None` if it
+      was the server.
   """
 
   def __init__(
@@ -110,3 +110,20 @@ class ComputationError(CodistError, RuntimeError):
   ):
     super().__init__(found, expected=expected, fix=fix)
     self.client = client
+
+  def among(self, pool: str, client_ids: Sequence[str]) -> 'ComputationError':
+    """Returns the error with the names of the pool and the client.
+
+    Args:
+      pool: The pool.
+      client_ids: The clients of its cohort, as far as they are known.
+    """
+    where = f'in pool {pool!r}'
+    if self.client is not None and client_ids:
+      where += f', client id {client_ids[self.client]!r}'
+    return ComputationError(
+      f'{where}, {self.found}',
+      expected=self.expected,
+      fix=self.fix,
+      client=self.client,
+    )

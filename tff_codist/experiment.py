@@ -63,11 +63,11 @@ def check_names(config: config_lib.Config) -> None:
     (client_update.aggregators, config.client.aggregator),
     (server_update.server_optimizers, config.server.optimizer),
     (losses.distillation_losses, config.distillation.loss),
+    (runtime.runtimes, config.runtime.name),
   )
   for table, name in named:
     table[name]
   unlabelled_lib.check_sources(config.unlabelled)
-  runtime.check(config.runtime.name)
   if algorithm.algorithms.reads(config.algorithm.name, 'merged.steps'):
     config.pools.per_pool(
       'merged.distillation_weight', config.merged.distillation_weight
@@ -111,6 +111,7 @@ def check_no_idle_field(
     (task_lib.tasks, config.task.name),
     (algorithm.algorithms, config.algorithm.name),
     (server_update.server_optimizers, config.server.optimizer),
+    (runtime.runtimes, config.runtime.name),
   )
   for field in given:
     idle_with = [

@@ -8,6 +8,7 @@ at every save and has no checksum. This one keeps the interface of
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 from typing import Any, Optional
@@ -15,10 +16,11 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow_federated as tff
 import tree
-from absl import logging
 
 from tff_codist import errors
 from tff_codist import files
+
+_logger = logging.getLogger(__name__)
 
 _PREFIX = 'round_'
 
@@ -147,7 +149,7 @@ class CheckpointManager(tff.program.ProgramStateManager):
       try:
         return await self.load(version, structure), version
       except errors.CheckpointError as error:
-        logging.warning('Falling back to an older checkpoint. %s', error)
+        _logger.warning('Falling back to an older checkpoint. %s', error)
         last_error = error
     raise last_error
 

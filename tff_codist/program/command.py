@@ -1,5 +1,6 @@
 """How a command ends: errors as one line, and the exit code."""
 
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,10 @@ def run(
   """
   # TensorFlow 2.14 logs missing CUDA plug-ins as errors at every start.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  logger = logging.getLogger(tff_codist.__name__)
+  logger.addHandler(logging.StreamHandler())
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
   code = 0
   try:
     if needs_tff:

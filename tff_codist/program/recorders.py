@@ -1,8 +1,10 @@
 """Where a run's metrics go: a CSV file, TensorBoard, and the terminal."""
 
 import asyncio
+import contextlib
 import csv
 import io
+import logging
 import os
 import pathlib
 import sys
@@ -16,6 +18,7 @@ import tqdm
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
+from tqdm.contrib import logging as tqdm_logging
 
 from tff_codist import errors
 from tff_codist import files
@@ -45,6 +48,11 @@ class ProgressBar(tff.program.ReleaseManager):
       dynamic_ncols=True,
       file=sys.stderr,
     )
+    # Log lines appear above the bar.
+    self._redirection = contextlib.ExitStack()
+    self._redirection.enter_context(
+      tqdm_logging.logging_redirect_tqdm([logging.getLogger('tff_codist')])
+    )
 
   async def release(self, value: Mapping[str, Any], key: int) -> None:
     """Shows the metrics of round `key`."""
@@ -69,6 +77,7 @@ class ProgressBar(tff.program.ReleaseManager):
 
   def close(self) -> None:
     """Leaves the bar as it is."""
+    self._redirection.close()
     self._bar.close()
 
 

@@ -59,11 +59,11 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   with stopping.StopOnSignal() as stop:
     with stop.interruptible():
       experiment = experiment_lib.build_experiment(config)
-    with folder.lock():
+    context = runtime.install(config.runtime.name, **config.runtime.options)
+    with context, folder.lock():
       folder.start(experiment, command=shlex.join(sys.argv))
       try:
-        with runtime.install(config.runtime.name):
-          _run_rounds(experiment, folder, stop)
+        _run_rounds(experiment, folder, stop)
       except stopping.StopRequested:
         raise
       except Exception:
@@ -89,7 +89,7 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
   folder = run_folder_lib.RunFolder(run_dir)
   config = folder.read_config()
   experiment = experiment_lib.build_experiment(config)
-  with runtime.install(config.runtime.name):
+  with runtime.install(config.runtime.name, **config.runtime.options):
     state, round_num = asyncio.run(
       _checkpoint_manager(folder, config).load_latest(
         experiment.algorithm.initialize(config.seed)

@@ -9,38 +9,28 @@ from collections.abc import Callable
 from typing import Any
 
 from tff_codist import errors
+from tff_codist import registry
+
+# Functions that make a context from its options; they read the fields of the
+# configuration under which they are registered.
+runtimes: registry.Registry[Callable[..., Any]] = registry.Registry('runtime')
 
 
-def _create_stock(**options):
-  from tff_codist.runtime import stock
-
-  return stock.StockContext(**options)
-
-
+@runtimes.register('in_process', 'runtime.device', 'runtime.strict')
 def _create_in_process(**options):
   from tff_codist.runtime import in_process
 
   return in_process.InProcessContext(**options)
 
 
-# A new runtime is one line here.
-_FACTORIES: dict[str, Callable[..., Any]] = {
-  'in_process': _create_in_process,
-  'stock': _create_stock,
-}
+@runtimes.register('stock')
+def _create_stock(**options):
+  from tff_codist.runtime import stock
+
+  return stock.StockContext(**options)
+
 
 _installed: dict[str, tuple[Any, dict[str, Any]]] = {}
-
-
-def names() -> tuple[str, ...]:
-  """Returns the names that `install` accepts, sorted."""
-  return tuple(sorted(_FACTORIES))
-
-
-def check(name: str) -> None:
-  """Raises `UnknownNameError` if there is no runtime of that name."""
-  if name not in _FACTORIES:
-    raise errors.UnknownNameError('runtime', name, names())
 
 
 def install(name: str, **options):
@@ -51,9 +41,9 @@ def install(name: str, **options):
   invokes computations calls `install` itself, and shares the running one.
 
   Args:
-    name: One of `names()`.
-    **options: Keyword arguments of the runtime's context class; for `stock`
-      those of `stock.StockContext`.
+    name: `in_process`, or `stock`.
+    **options: Keyword arguments of the runtime's context class,
+      `in_process.InProcessContext` or `stock.StockContext`.
 
   Returns:
     A `tff.framework.SyncContext` with `close()`, also usable in a `with`
@@ -65,15 +55,15 @@ def install(name: str, **options):
     WorkerError: If the runtime cannot start.
 
   Example:
-    >>> with runtime.install('stock'):
+    >>> with runtime.install('in_process'):
     ...   total = sum_over_clients([1, 2, 3])
   """
-  check(name)
+  create = runtimes[name]
   import tensorflow_federated as tff
 
   context, running_options = _installed.get(name, (None, None))
   if context is None or context.closed:
-    context = _FACTORIES[name](**options)
+    context = create(**options)
     _installed[name] = (context, options)
   elif options != running_options:
     raise errors.ConfigError(
@@ -99,8 +89,8 @@ def uninstall() -> None:
     def invoke(self, comp, arg):
       raise errors.EnvironmentSetupError(
         'a federated computation without a runtime',
-        expected=f'one of {", ".join(names())}',
-        fix="call tff_codist.runtime.install('stock') first",
+        expected=f'one of {", ".join(runtimes.names())}',
+        fix="call tff_codist.runtime.install('in_process') first",
       )
 
   tff.framework.set_default_context(NoRuntime())

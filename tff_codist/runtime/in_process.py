@@ -18,6 +18,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import threading
 import time
@@ -30,13 +31,14 @@ import cachetools
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-from absl import logging
 from tensorflow_federated.python.core.impl.types import type_conversions
 
 from tff_codist import errors
 from tff_codist.runtime import staging
 from tff_codist.runtime import stock
 from tff_codist.runtime import values
+
+_logger = logging.getLogger(__name__)
 
 # Runs of neighbouring clients into which a cohort is cut. More balance the
 # threads better, each costs one addition of two sums.
@@ -82,7 +84,7 @@ class _Schedule:
         self._rates[num_threads] = max(self._rates[num_threads], rate)
       if not self._trials and len(self._rates) > 1:
         slowest = min(self._rates.values())
-        logging.info(
+        _logger.info(
           'Clients trained at a time, and their relative speed: %s.',
           ', '.join(f'{n}: {r / slowest:.2f}' for n, r in self._rates.items()),
         )
@@ -132,6 +134,7 @@ class InProcessContext(tff.framework.SyncContext):
     # Types of the computations that the worker runs.
     self._on_worker: set[str] = set()
     self._has_reported_device = False
+    self._threads: dict[int, futures.ThreadPoolExecutor] = {}
     # TensorFlow complains of functions that are left when Python has ended.
     atexit.register(self.close)
 
@@ -148,6 +151,8 @@ class InProcessContext(tff.framework.SyncContext):
       atexit.unregister(self.close)
       self._programs.clear()
       self._known.clear()
+      for pool in self._threads.values():
+        pool.shutdown()
       if self._worker is not None:
         self._worker.close()
 
@@ -205,18 +210,25 @@ class InProcessContext(tff.framework.SyncContext):
         self._worker = stock.StockContext()
       if signature not in self._on_worker:
         self._on_worker.add(signature)
-        logging.warning(
+        _logger.warning(
           "A computation of type %s runs on TFF's worker, because %s.",
           signature,
           reason,
         )
     return self._worker.invoke(comp, arg)
 
+  def threads(self, number: int) -> futures.ThreadPoolExecutor:
+    """Returns a pool of so many threads."""
+    with self._lock:
+      if number not in self._threads:
+        self._threads[number] = futures.ThreadPoolExecutor(number, 'clients')
+      return self._threads[number]
+
   def report_device(self, tensors: Sequence[tf.Tensor]) -> None:
-    """Logs once on which device the first client really trained."""
+    """Logs once on which device a first client really ran."""
     if not self._has_reported_device:
       self._has_reported_device = True
-      logging.info('The first client trained on %s.', tensors[0].device)
+      _logger.info('Clients run on %s.', _short(tensors[0].device))
 
 
 def _find_devices(device: str) -> list[str]:
@@ -234,7 +246,7 @@ def _find_devices(device: str) -> list[str]:
   else:
     chosen = [name for name in found if name.endswith(f':{number or 0}')]
   if not chosen:
-    every = [one.name for one in tf.config.list_logical_devices()]
+    every = [_short(one.name) for one in tf.config.list_logical_devices()]
     raise errors.ConfigError(
       f'--runtime.device {device} with the devices {", ".join(every)}',
       expected='auto, cpu, gpu, gpu:N or gpu:all, of a device that is there',
@@ -242,6 +254,11 @@ def _find_devices(device: str) -> list[str]:
       'TensorFlow to use a GPU',
     )
   return chosen
+
+
+def _short(device: str) -> str:
+  """Returns a device's name without where it is, as `CPU:0`."""
+  return device.rpartition('device:')[2]
 
 
 class _Invocation:
@@ -321,22 +338,26 @@ class _Invocation:
     runs = [run for run in runs if len(run)]
     stop = threading.Event()
 
-    def train(run: np.ndarray, device: str) -> list[tf.Tensor]:
+    # One copy for each device, not one for each client.
+    shared = {}
+    for device in self._context.devices:
       with tf.device(device):
-        # One copy for each device, not one for each client.
-        shared = [
+        shared[device] = [
           tf.identity(tensor)
           for node in stage.shared
           for tensor in self._shared[node]
         ]
-        sums = zeros
+
+    def train(run: np.ndarray, device: str) -> Sequence[tf.Tensor]:
+      sums = zeros
+      with tf.device(device):
         for client in run:
           if stop.is_set():
             break
           own = [t for node in stage.own for t in self._own[node](client)]
           work[client] = sum(tensor.shape.num_elements() for tensor in own)
           with _explained(client, own):
-            outputs = stage.run([*sums, *shared, *own])
+            outputs = stage.run([*sums, *shared[device], *own])
           self._context.report_device(outputs)
           sums, kept[client] = outputs[: len(zeros)], outputs[len(zeros) :]
       return sums
@@ -344,19 +365,19 @@ class _Invocation:
     num_threads = schedule.choose()
     started = time.monotonic()
     totals = zeros
-    with futures.ThreadPoolExecutor(num_threads, 'clients') as pool:
-      try:
-        pending = [
-          pool.submit(train, run, device)
-          for run, device in zip(runs, itertools.cycle(self._context.devices))
-        ]
-        for index, future in enumerate(pending):
-          sums = future.result()
-          totals = stage.merge([*totals, *sums]) if index else sums
-      finally:
-        # After an error or Ctrl-C no client begins any more.
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+    pool = self._context.threads(num_threads)
+    pending = [
+      pool.submit(train, run, device)
+      for run, device in zip(runs, itertools.cycle(self._context.devices))
+    ]
+    try:
+      for index, future in enumerate(pending):
+        sums = future.result()
+        totals = stage.merge([*totals, *sums]) if index else sums
+    finally:
+      # After an error or Ctrl-C no client begins any more.
+      stop.set()
+      futures.wait(pending)
     schedule.record(num_threads, sum(work), time.monotonic() - started)
 
     totals = iter(totals)

@@ -20,14 +20,16 @@ function, with the graphs of all `tff.tensorflow.computation`s inlined.
 import collections
 import functools
 import itertools
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
-from absl import logging
 from tensorflow.python.eager import context
+
+_logger = logging.getLogger(__name__)
 
 SERVER = 'server'
 CLIENTS = 'clients'
@@ -234,10 +236,8 @@ def _reduce(comp: tff.Computation) -> tff.framework.ComputationBuildingBlock:
   block = comp.to_building_block()
   secure = {uri for uri in _intrinsics(block) if 'secure' in uri}
   if secure:
-    logging.log_first_n(
-      logging.INFO,
+    _logger.info(
       'What a deployment computes securely (%s) is computed openly here.',
-      1,
       ', '.join(sorted(secure)),
     )
     comp = tff.backends.test.replace_secure_intrinsics_with_bodies(comp)

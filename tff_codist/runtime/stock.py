@@ -12,6 +12,7 @@ Compilation, serialization and execution are TFF's own pieces.
 
 import atexit
 import contextlib
+import logging
 import os
 import pathlib
 import signal
@@ -24,9 +25,10 @@ from typing import Optional
 
 import grpc
 import tensorflow_federated as tff
-from absl import logging
 
 from tff_codist import errors
+
+_logger = logging.getLogger(__name__)
 
 _GUARD_PATH = pathlib.Path(__file__).with_name('_worker_guard.py')
 _PORT_ATTEMPTS = 3
@@ -391,7 +393,7 @@ class StockContext(tff.framework.SyncContext):
         )
       if not self._worker.is_alive():
         status, last_words = self._worker.stop()
-        logging.warning(
+        _logger.warning(
           "TFF's worker died (%s); starting it again.%s",
           _describe_status(status),
           f' Its last words: {_last_line(last_words)}' if last_words else '',

@@ -1,7 +1,7 @@
 """Python values of TFF types as flat lists of tensors, and back."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -35,16 +35,16 @@ def to_tensors(
     ):
       inner = f'{place}.{name}' if name else f'{place}[{index}]'
       yield from to_tensors(element, element_type, inner)
-  elif isinstance(value, tff.framework.Ingestable):
-    raise staging.UnsupportedError('TFF loads its argument by itself')
   elif isinstance(type_spec, tff.SequenceType):
     yield tf.data.experimental.to_variant(_to_dataset(value, type_spec, place))
   else:
     yield _to_tensor(value, type_spec, place)
 
 
-def elements(value: Any, type_spec: tff.StructType, place: str) -> list:
+def elements(value: Any, type_spec: tff.StructType, place: str) -> Sequence:
   """Returns the elements of a container, in the order of the type's."""
+  if type(value) is tuple and len(value) == len(type_spec):
+    return value
   names = tff.structure.name_list_with_nones(type_spec)
   if isinstance(value, Mapping):
     if set(value) == set(names):
@@ -67,14 +67,15 @@ def elements(value: Any, type_spec: tff.StructType, place: str) -> list:
 
 
 def _to_tensor(value: Any, type_spec: tff.TensorType, place: str) -> tf.Tensor:
-  if isinstance(value, tf.Variable):
-    value = value.read_value()
-  is_array = isinstance(value, (np.ndarray, tf.Tensor))
-  if is_array and value.dtype == type_spec.dtype:
-    if tf.TensorShape(type_spec.shape).is_compatible_with(value.shape):
-      return tf.convert_to_tensor(value)
-    raise _argument_error(describe(value), type_spec, place)
-  if isinstance(value, tf.Tensor):
+  if (
+    isinstance(value, (np.ndarray, np.generic))
+    and value.dtype == type_spec.dtype
+    and _fits(value.shape, type_spec.shape)
+  ):
+    return tf.constant(value)
+  if isinstance(value, tff.framework.Ingestable):
+    raise staging.UnsupportedError('TFF loads its argument by itself')
+  if isinstance(value, (tf.Tensor, tf.Variable)):
     value = value.numpy()
   # Numbers, strings, and arrays of another type, as TFF converts them.
   try:
@@ -83,6 +84,14 @@ def _to_tensor(value: Any, type_spec: tff.TensorType, place: str) -> tf.Tensor:
     raise _argument_error(describe(value), type_spec, place) from error
   value, _ = tff.framework.deserialize_value(proto, type_spec)
   return tf.constant(value, type_spec.dtype)
+
+
+def _fits(shape: Sequence[int], expected: Optional[Sequence]) -> bool:
+  """Returns whether a shape is one that a type allows."""
+  return expected is None or (
+    len(shape) == len(expected)
+    and all(wanted in (None, size) for size, wanted in zip(shape, expected))
+  )
 
 
 def _to_dataset(
@@ -94,6 +103,8 @@ def _to_dataset(
     except (TypeError, ValueError) as error:
       raise _argument_error(str(error), type_spec, place) from error
     value, _ = tff.framework.deserialize_value(proto, type_spec)
+  if isinstance(value, tff.framework.Ingestable):
+    raise staging.UnsupportedError('TFF loads its argument by itself')
   if not isinstance(value, tf.data.Dataset):
     raise _argument_error(describe(value), type_spec, place)
   found = tff.SequenceType(tff.types.tensorflow_to_type(value.element_spec))
