@@ -56,7 +56,7 @@ def test_missing_packages_are_findings_with_a_fix(tmp_path):
   text = ' '.join(result.stdout.split())
   assert 'tensorflow-federated problem not installed' in text
   assert 'import tensorflow problem ModuleNotFoundError' in text
-  assert 'worker note not tried' in text
+  assert 'runtime stock note not tried' in text
   assert 'To fix: run bin/setup' in text
 
 
@@ -105,7 +105,7 @@ def test_cpu_without_avx_is_a_problem(monkeypatch):
 
 
 def test_worker_that_does_not_answer_is_a_problem():
-  finding = doctor.check_worker(startup_timeout_seconds=1e-6)
+  finding = doctor.check_runtime('stock', startup_timeout_seconds=1e-6)
   assert finding.status == doctor.PROBLEM
   assert 'did not answer' in finding.detail
   assert finding.fix

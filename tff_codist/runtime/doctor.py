@@ -168,15 +168,21 @@ def check_imports() -> Iterator[Finding]:
       yield Finding(f'import {module}', OK, f'took {seconds:.1f} s')
 
 
-def check_worker(startup_timeout_seconds: float = 60.0) -> Finding:
-  """Checks that TFF's worker starts, answers 1 + 1 and stops."""
+def check_runtime(name: str, **options) -> Finding:
+  """Checks that a runtime starts, answers 1 + 1 and stops.
+
+  Args:
+    name: The runtime.
+    **options: As for `runtime.install`.
+  """
+  label = f'runtime {name}'
   try:
     import numpy as np
     import tensorflow_federated as tff
 
-    from tff_codist.runtime import stock
+    from tff_codist import runtime
   except Exception as error:  # As in `check_imports`, which has the fix.
-    return Finding('worker', NOTE, f'not tried: {_describe(error)}')
+    return Finding(label, NOTE, f'not tried: {_describe(error)}')
 
   @tff.tensorflow.computation(np.int32)
   def add_one(value):
@@ -184,28 +190,27 @@ def check_worker(startup_timeout_seconds: float = 60.0) -> Finding:
 
   start = time.monotonic()
   try:
-    with stock.StockContext(
-      startup_timeout_seconds=startup_timeout_seconds
-    ) as context:
+    with runtime.runtimes[name](**options) as context:
       started = time.monotonic()
       with tff.framework.get_context_stack().install(context):
         answer = add_one(1)
-  except Exception as error:  # The worker's failure is the finding.
+      devices = ', '.join(context.devices)
+  except Exception as error:  # The runtime's failure is the finding.
     return Finding(
-      'worker',
+      label,
       PROBLEM,
       _describe(error),
       getattr(error, 'fix', 'reinstall with bin/setup'),
     )
   if answer != 2:
     return Finding(
-      'worker', PROBLEM, f'1 + 1 gave {answer}', 'reinstall with bin/setup'
+      label, PROBLEM, f'1 + 1 gave {answer}', 'reinstall with bin/setup'
     )
   return Finding(
-    'worker',
+    label,
     OK,
     f'started in {started - start:.2f} s, answered in'
-    f' {time.monotonic() - started:.2f} s; runs on the CPU',
+    f' {time.monotonic() - started:.2f} s; runs on {devices}',
   )
 
 
@@ -277,9 +282,7 @@ def check_gpu() -> Finding:
       detail,
       "install the CUDA libraries of the 'gpu' extra to use it",
     )
-  return Finding(
-    'gpu', OK, f"{detail}; TFF's worker (runtime 'stock') is CPU-only"
-  )
+  return Finding('gpu', OK, detail)
 
 
 def _list_driver_gpus() -> list[str]:
@@ -359,5 +362,6 @@ def check_all(data_dir: str | None = None) -> Iterator[Finding]:
   yield check_data(data_dir)
   yield from check_packages()
   yield from check_imports()
-  yield check_worker()
+  yield check_runtime('in_process')
+  yield check_runtime('stock')
   yield check_gpu()

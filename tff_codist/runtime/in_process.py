@@ -109,7 +109,7 @@ class InProcessContext(tff.framework.SyncContext):
 
   Attributes:
     closed: Whether `close` was called; such a context runs nothing any more.
-    devices: Names of the TensorFlow devices on which clients train.
+    devices: Names of the devices on which clients run, such as `GPU:0`.
   """
 
   def __init__(self, *, device: str = 'auto', strict: bool = False):
@@ -124,7 +124,7 @@ class InProcessContext(tff.framework.SyncContext):
     Raises:
       ConfigError: If there is no such device.
     """
-    self.devices = _find_devices(device)
+    self.devices = tuple(map(_short, _find_devices(device)))
     self.closed = False
     self._strict = strict
     self._lock = threading.RLock()

@@ -295,8 +295,11 @@ class StockContext(tff.framework.SyncContext):
 
   Attributes:
     closed: Whether `close` was called; such a context runs nothing any more.
+    devices: Where clients run: the CPU is all that the worker can use.
     worker_pid: Process id of the running worker.
   """
+
+  devices = ('CPU',)
 
   def __init__(
     self,
