@@ -1,5 +1,6 @@
 """Cohorts, seeds, domains and caching."""
 
+import collections
 import itertools
 
 import numpy as np
@@ -135,3 +136,46 @@ def test_cohort_has_the_examples_of_its_domains():
   for client in loader.load(1)['a']:
     assert set(client['y']) <= {1, 3}
   loader.close()
+
+
+def _draw(sampling, round_num, ids=_IDS, cohort_size=20):
+  draw = {'poisson': clients.poisson_clients, 'epochs': clients.epoch_clients}
+  return list(
+    draw[sampling](ids, cohort_size, seed=1, round_num=round_num, pool='a')
+  )
+
+
+def test_poisson_cohorts_have_binomial_sizes_and_each_client_joins_alike():
+  ids = [str(i) for i in range(100)]
+  cohorts = [_draw('poisson', r, ids) for r in range(1, 2001)]
+  sizes = np.array([len(cohort) for cohort in cohorts])
+  # Mean 20 and variance 16, within four standard errors.
+  assert abs(sizes.mean() - 20) < 4 * np.sqrt(16 / 2000)
+  assert abs(sizes.var() - 16) < 4 * 16 * np.sqrt(2 / 2000)
+  joined = collections.Counter(itertools.chain.from_iterable(cohorts))
+  assert all(abs(joined[i] - 400) < 5 * np.sqrt(2000 * 0.16) for i in ids)
+  # Two clients join independently of each other.
+  both = sum('3' in cohort and '4' in cohort for cohort in cohorts)
+  assert abs(both - 2000 * 0.04) < 5 * np.sqrt(2000 * 0.04)
+  assert all(len(set(cohort)) == len(cohort) for cohort in cohorts)
+
+
+def test_no_client_trains_twice_in_an_epoch():
+  ids = [str(i) for i in range(103)]
+  rounds = clients.rounds_per_epoch(len(ids), 20)
+  assert rounds == 5
+  epochs = [
+    [c for r in range(rounds) for c in _draw('epochs', e * rounds + r + 1, ids)]
+    for e in range(4)
+  ]
+  for epoch in epochs:
+    assert len(epoch) == len(set(epoch)) == 100
+  # Another epoch leaves other clients out, in another order.
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+  assert len({frozenset(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize('sampling', ['poisson', 'epochs'])
+def test_cohorts_are_a_function_of_seed_round_and_pool(sampling):
+  assert _draw(sampling, 3) == _draw(sampling, 3)
+  assert _draw(sampling, 3) != _draw(sampling, 4)

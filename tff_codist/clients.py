@@ -8,6 +8,7 @@ next one is loaded on a background thread while the current one trains.
 
 import bisect
 import collections
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -117,7 +118,7 @@ def in_domains(examples: Examples, domains: Sequence[int]) -> Examples:
 def shuffle_clients(
   client_ids: Sequence[str], *, seed: int, round_num: int, pool: str
 ) -> Iterator[str]:
-  """Yields a pool's clients in the order in which a round asks them to train.
+  """Returns a pool's clients in the order in which a round asks them to train.
 
   A uniform order; a function of `(seed, round_num, pool)` only. Pools are
   shuffled independently: a client of several pools may train for more than one
@@ -129,9 +130,75 @@ def shuffle_clients(
     round_num: The round, from 1.
     pool: The pool's name.
   """
-  rng = randomness.derive_rng(seed, 'cohort', round_num, pool)
+  return _shuffled(client_ids, seed, 'cohort', round_num, pool)
+
+
+def _shuffled(
+  client_ids: Sequence[str], seed: int, *purpose: randomness.Key
+) -> Iterator[str]:
+  rng = randomness.derive_rng(seed, *purpose)
   for place in rng.permutation(len(client_ids)):
     yield client_ids[place]
+
+
+def poisson_clients(
+  client_ids: Sequence[str],
+  cohort_size: int,
+  *,
+  seed: int,
+  round_num: int,
+  pool: str,
+) -> Iterator[str]:
+  """Returns a cohort that each client joins on its own.
+
+  Poisson sampling with probability q = `cohort_size` over the number of the
+  pool's clients, as the analysis of differentially private training assumes:
+  `cohort_size` is the expected size, and a cohort may be empty.
+
+  Args:
+    client_ids: The pool's clients.
+    cohort_size: Expected number of clients.
+    seed: The run's seed.
+    round_num: The round, from 1.
+    pool: The pool's name.
+  """
+  rng = randomness.derive_rng(seed, 'cohort size', round_num, pool)
+  size = rng.binomial(len(client_ids), cohort_size / len(client_ids))
+  order = shuffle_clients(client_ids, seed=seed, round_num=round_num, pool=pool)
+  return itertools.islice(order, size)
+
+
+def epoch_clients(
+  client_ids: Sequence[str],
+  cohort_size: int,
+  *,
+  seed: int,
+  round_num: int,
+  pool: str,
+) -> Iterator[str]:
+  """Returns a cohort of clients that train at most once in an epoch.
+
+  An epoch has as many rounds as full cohorts can be dealt from the shuffled
+  clients; those that are left over wait for the next epoch, which shuffles
+  anew. The analysis of DP-FTRL needs this bound on participation.
+
+  Args:
+    client_ids: The pool's clients.
+    cohort_size: Number of clients.
+    seed: The run's seed.
+    round_num: The round, from 1.
+    pool: The pool's name.
+  """
+  rounds = rounds_per_epoch(len(client_ids), cohort_size)
+  epoch, place = divmod(round_num - 1, rounds)
+  order = _shuffled(client_ids, seed, 'epoch', epoch, pool)
+  begin = place * cohort_size
+  return itertools.islice(order, begin, begin + cohort_size)
+
+
+def rounds_per_epoch(num_clients: int, cohort_size: int) -> int:
+  """Returns how many cohorts can be dealt from some clients."""
+  return num_clients // cohort_size
 
 
 def load_cohort(
@@ -139,6 +206,7 @@ def load_cohort(
   client_ids: Sequence[str],
   cohort_size: int,
   *,
+  sampling: str = 'fixed',
   seed: int,
   round_num: int,
   pool: str,
@@ -146,15 +214,18 @@ def load_cohort(
 ) -> Cohort:
   """Samples and loads the clients of one pool that train in one round.
 
-  The first clients in the order of `shuffle_clients` that have an example: a
-  uniform sample without replacement of the pool's clients with data. Whether a
-  client has an example in the pool's domains is known only when it is loaded,
-  so that no round depends on the number of clients.
+  With fixed size, the first clients in the order of `shuffle_clients` that have
+  an example: a uniform sample without replacement of the pool's clients with
+  data. Whether a client has an example in the pool's domains is known only when
+  it is loaded, so that no round depends on the number of clients. With the
+  other samplings, clients without an example leave a smaller cohort.
 
   Args:
     data: The training clients.
     client_ids: The pool's clients.
-    cohort_size: Clients to sample.
+    cohort_size: Clients to sample; their expected number for `poisson`.
+    sampling: `'fixed'`, `'poisson'` or `'epochs'`, see `poisson_clients` and
+      `epoch_clients`.
     seed: The run's seed.
     round_num: The round, from 1.
     pool: The pool's name.
@@ -164,12 +235,16 @@ def load_cohort(
     `<x, y, seed>` of each client, its seed being its randomness of the round.
 
   Raises:
-    DataError: If fewer clients have an example.
+    DataError: If, with fixed size, fewer clients have an example.
   """
+  key = dict(seed=seed, round_num=round_num, pool=pool)
+  asked = {
+    'fixed': lambda: shuffle_clients(client_ids, **key),
+    'poisson': lambda: poisson_clients(client_ids, cohort_size, **key),
+    'epochs': lambda: epoch_clients(client_ids, cohort_size, **key),
+  }[sampling]()
   cohort, chosen = [], []
-  for client_id in shuffle_clients(
-    client_ids, seed=seed, round_num=round_num, pool=pool
-  ):
+  for client_id in asked:
     examples = in_domains(data.load(client_id), domains)
     if len(examples['y']):
       client_seed = randomness.derive_seed(
@@ -177,13 +252,16 @@ def load_cohort(
       )
       cohort.append(SeededExamples(examples, seed=client_seed))
       chosen.append(client_id)
-    if len(cohort) == cohort_size:
-      return Cohort(cohort, chosen)
-  raise errors.DataError(
-    f'{len(cohort)} clients with examples in pool {pool!r}',
-    expected=f'at least a cohort, {cohort_size}',
-    fix='lower --pools.cohort_size, or choose other --pools.domains or clients',
-  )
+    if sampling == 'fixed' and len(cohort) == cohort_size:
+      break
+  if sampling == 'fixed' and len(cohort) < cohort_size:
+    raise errors.DataError(
+      f'{len(cohort)} clients with examples in pool {pool!r}',
+      expected=f'at least a cohort, {cohort_size}',
+      fix='lower --pools.cohort_size, or choose other --pools.domains or '
+      'clients',
+    )
+  return Cohort(cohort, chosen)
 
 
 class CohortLoader:
@@ -241,6 +319,7 @@ class CohortLoader:
         self._data,
         pool.client_ids,
         pool.cohort_size,
+        sampling=pool.sampling,
         seed=self._seed,
         round_num=round_num,
         pool=pool.name,

@@ -188,8 +188,12 @@ class PoolsConfig(_Group):
   # answers questions; all for no restriction. Clients without an example in it
   # are not drawn.
   domains: tuple[str, ...] = ('all',)
-  # Clients sampled from each pool in every round, without replacement.
+  # Clients sampled from each pool in every round.
   cohort_size: tuple[int, ...] = _field((10,), _COUNT)
+  # fixed: so many, without replacement. poisson: each client on its own, so
+  # that cohort_size is expected. epochs: so many, and none of them again before
+  # a round cannot be filled with clients that have not trained since.
+  sampling: str = _field('fixed', _one_of('fixed', 'poisson', 'epochs'))
 
   def __post_init__(self):
     super().__post_init__()

@@ -162,7 +162,7 @@ def build_experiment(config: config_lib.Config) -> Experiment:
   pools = _pools(config, task, train)
   pools_lib.check_pools(pools, num_classes=task.num_classes)
   for pool in pools:
-    if pool.domains:
+    if pool.domains and pool.sampling == 'fixed':
       # Finds out now whether there are enough clients with such examples.
       clients.load_cohort(
         train,
@@ -268,6 +268,7 @@ def _pools(
       model=models.Model(model_names[name], model_fns[model_names[name]]),
       client_ids=client_ids(name),
       cohort_size=sizes[name],
+      sampling=fields.sampling,
       domains=domains_of(name),
     )
     for name in fields.names

@@ -19,9 +19,10 @@ class Pool(NamedTuple):
     model: The model that its clients train.
     client_ids: Its clients. Pools may overlap: by capacity, a client that can
       run the large model is in the small model's pool too.
-    cohort_size: Clients sampled in every round.
+    cohort_size: Clients sampled in every round, or their expected number.
     domains: Names of the domains whose examples its clients train on; empty
       for all.
+    sampling: How a round's clients are drawn, see `clients.load_cohort`.
   """
 
   name: str
@@ -29,6 +30,7 @@ class Pool(NamedTuple):
   client_ids: tuple[str, ...]
   cohort_size: int
   domains: tuple[str, ...] = ()
+  sampling: str = 'fixed'
 
 
 def ranked(client_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:

@@ -226,7 +226,7 @@ class InProcessContext(tff.framework.SyncContext):
 
   def report_device(self, tensors: Sequence[tf.Tensor]) -> None:
     """Logs once on which device a first client really ran."""
-    if not self._has_reported_device:
+    if tensors and not self._has_reported_device:
       self._has_reported_device = True
       _logger.info('Clients run on %s.', _short(tensors[0].device))
 
@@ -338,17 +338,12 @@ class _Invocation:
     runs = [run for run in runs if len(run)]
     stop = threading.Event()
 
-    # One copy for each device, not one for each client.
-    shared = {}
-    for device in self._context.devices:
-      with tf.device(device):
-        shared[device] = [
-          tf.identity(tensor)
-          for node in stage.shared
-          for tensor in self._shared[node]
-        ]
+    shared = {
+      device: self._copy(stage.shared, device)
+      for device in self._context.devices
+    }
 
-    def train(run: np.ndarray, device: str) -> Sequence[tf.Tensor]:
+    def work_off(run: np.ndarray, device: str) -> Sequence[tf.Tensor]:
       sums = zeros
       with tf.device(device):
         for client in run:
@@ -367,18 +362,20 @@ class _Invocation:
     totals = zeros
     pool = self._context.threads(num_threads)
     pending = [
-      pool.submit(train, run, device)
+      pool.submit(work_off, run, device)
       for run, device in zip(runs, itertools.cycle(self._context.devices))
     ]
     try:
-      for index, future in enumerate(pending):
-        sums = future.result()
-        totals = stage.merge([*totals, *sums]) if index else sums
+      with _explained(), tf.device(self._context.devices[0]):
+        for index, future in enumerate(pending):
+          sums = future.result()
+          totals = stage.merge([*totals, *sums]) if index else sums
     finally:
       # After an error or Ctrl-C no client begins any more.
       stop.set()
       futures.wait(pending)
-    schedule.record(num_threads, sum(work), time.monotonic() - started)
+    if len(runs) > 1:
+      schedule.record(num_threads, sum(work), time.monotonic() - started)
 
     totals = iter(totals)
     for one in stage.sums:
@@ -388,6 +385,13 @@ class _Invocation:
       end = begin + staging.count_leaves(node.type)
       self._own[node] = functools.partial(_part, kept, begin, end)
       begin = end
+
+  def _copy(
+    self, nodes: Sequence[staging.Node], device: str
+  ) -> list[tf.Tensor]:
+    """Returns the nodes' tensors on a device, copied once for all clients."""
+    with tf.device(device):
+      return [tf.identity(t) for node in nodes for t in self._shared[node]]
 
   def _result(self, nodes: Any, type_spec: tff.Type) -> Any:
     """Returns the result's arrays, in `tff.structure.Struct`s and lists."""

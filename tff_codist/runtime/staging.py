@@ -10,11 +10,11 @@ k computes from that and its own values, adds to the sums over clients, and may
 keep values; server stage k + 1 starts from the finished sums. A round of
 federated averaging has three stages, a computation without clients one.
 
-TFF's own transformations first reduce the computation to call-dominant form
-with a handful of intrinsics (`federated_aggregate`, `federated_map`, ...). It
-is then evaluated on placeholders called nodes, which only records who computes
-what from what, and at last the nodes of each stage are traced into its
-function, with the graphs of all `tff.tensorflow.computation`s inlined.
+TFF's own transformations first express other intrinsics by a handful of them
+(`federated_aggregate`, `federated_map`, ...). The computation is then evaluated
+on nodes, placeholders that record who computes what from what, and at last the
+nodes of each stage are traced into its function, with the graphs of all
+`tff.tensorflow.computation`s inlined.
 """
 
 import collections
