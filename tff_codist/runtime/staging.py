@@ -240,6 +240,10 @@ def _reduce(comp: tff.Computation) -> tff.framework.ComputationBuildingBlock:
       'What a deployment computes securely (%s) is computed openly here.',
       ', '.join(sorted(secure)),
     )
+    # Written out, a deeply nested computation is one that TFF cannot parse.
+    comp = tff.framework.ConcreteComputation.from_building_block(
+      tff.framework.to_call_dominant(block)
+    )
     comp = tff.backends.test.replace_secure_intrinsics_with_bodies(comp)
     block = comp.to_building_block()
   block, _ = tff.tensorflow.replace_intrinsics_with_bodies(block)
@@ -258,6 +262,8 @@ def _parameter_nodes(type_spec: Optional[tff.Type]) -> Any:
     return None
   if isinstance(type_spec, tff.FederatedType):
     return Node(type_spec.member, _where(type_spec), stage=0)
+  if isinstance(type_spec, tff.FunctionType):
+    raise UnsupportedError('it has an argument that is a function')
   if isinstance(type_spec, tff.StructType):
     return tuple(map(_parameter_nodes, _element_types(type_spec)))
   return Node(type_spec, SERVER, stage=0)
@@ -407,7 +413,7 @@ class _Recorder(_Evaluator):
     summand, zero, accumulate, merge, report = argument
     if any(_nodes_in((accumulate, merge))):
       raise UnsupportedError('its aggregation captures a value')
-    total_type = accumulate.type_signature.parameter[0]
+    total_type = _signature(accumulate).parameter[0]
     total = Node(total_type, SERVER, summand.stage + 1)
     self.sums.append(
       Sum(
@@ -434,6 +440,11 @@ class _Recorder(_Evaluator):
       return tf.data.experimental.to_variant(slices)
 
     return self._node(result_type, (keys, server_value, select), trace)
+
+
+def _signature(function: Any) -> tff.FunctionType:
+  block = function.block if isinstance(function, _Closure) else function
+  return block.type_signature
 
 
 def _nodes_in(value: Any) -> Iterator[Node]:
@@ -580,7 +591,9 @@ def _inline(block: tff.framework.CompiledComputation, argument: Value) -> Value:
   proto = block.proto.tensorflow
   inputs = {}
   if proto.HasField('parameter'):
-    inputs = dict(zip(_tensor_names(proto.parameter), flatten(argument)))
+    # Tensors of the graph around this one are captured by using them.
+    tensors = map(tf.identity, flatten(argument))
+    inputs = dict(zip(_tensor_names(proto.parameter), tensors))
   if proto.session_token_tensor_name:
     inputs[proto.session_token_tensor_name] = tf.constant('')
   outputs = list(_tensor_names(proto.result))
@@ -595,6 +608,9 @@ def _inline(block: tff.framework.CompiledComputation, argument: Value) -> Value:
   variables = [node for node in graph.node if node.op == 'VarHandleOp']
   for node in variables:
     node.attr['shared_name'].s = _ANONYMOUS
+  for node in graph.node:
+    # It may want to be on the device of an op that is pruned.
+    node.attr.pop('_class', None)
 
   names = {node.name for node in graph.node}
   tensors = tf.graph_util.import_graph_def(
@@ -815,12 +831,24 @@ def _trace_function(
 ) -> Function:
   """Traces a function of flat tensors of the given types to a flat value."""
   concrete = tf.function(
-    lambda *tensors: list(flatten(compute(iter(tensors)))), autograph=False
+    lambda *tensors: [
+      _returnable(tensor) for tensor in flatten(compute(iter(tensors)))
+    ],
+    autograph=False,
   ).get_concrete_function(
     *(_spec(leaf) for type_spec in types for leaf in leaf_types(type_spec))
   )
   _register_functions(concrete)
   return Function(concrete, [tensor.dtype for tensor in concrete.outputs])
+
+
+def _returnable(tensor: tf.Tensor) -> tf.Tensor:
+  """Returns a tensor in a form in which a function can return it.
+
+  The op that calls the function refuses integers that are known to be a shape.
+  """
+  is_integer = tensor.dtype == tf.int32
+  return tf.raw_ops.Snapshot(input=tensor) if is_integer else tensor
 
 
 def _register_functions(concrete: Any) -> None:

@@ -77,6 +77,8 @@ def _to_tensor(value: Any, type_spec: tff.TensorType, place: str) -> tf.Tensor:
     raise staging.UnsupportedError('TFF loads its argument by itself')
   if isinstance(value, (tf.Tensor, tf.Variable)):
     value = value.numpy()
+  if isinstance(value, str):
+    value = value.encode()
   # Numbers, strings, and arrays of another type, as TFF converts them.
   try:
     proto, _ = tff.framework.serialize_value(value, type_spec)
