@@ -26,7 +26,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.aggregators import primitives
 from tensorflow_federated.python.analytics import count_distinct
-from tensorflow_federated.python.analytics.heavy_hitters.iblt import iblt_tff
 from tensorflow_federated.python.core.impl.compiler import transformations
 
 from tff_codist.runtime import in_process as in_process_lib
@@ -1369,29 +1368,7 @@ def _hierarchical_histogram():
   return run
 
 
-@_row
-def _heavy_hitters():
-  comp = iblt_tff.build_iblt_computation(
-    capacity=20,
-    string_max_bytes=8,
-    max_words_per_user=5,
-    multi_contribution=True,
-  )
-
-  def run():
-    words = [
-      tf.data.Dataset.from_tensor_slices(text.split()).batch(2)
-      for text in ('one two two', 'two three', 'one')
-    ]
-    output = comp(words)
-    # Decoding pops entries off a set.
-    order = np.argsort(output.heavy_hitters)
-    return _Random(output), [
-      np.asarray(part)[order]
-      for part in (output.heavy_hitters, output.heavy_hitters_counts)
-    ]
-
-  return run
+# Heavy hitters keep a queue and run on the worker.
 
 
 @_row

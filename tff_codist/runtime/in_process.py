@@ -301,19 +301,23 @@ class _Invocation:
       self._own[nodes] = lambda client: list(
         values.to_tensors(value[client], nodes.type, f'{place}[{client}]')
       )
+      if all(nodes not in stage.own for stage in self._program.clients):
+        # Nothing reads it, but it must be what it is said to be.
+        for client in range(len(value)):
+          self._own[nodes](client)
     else:
       self._shared[nodes] = list(values.to_tensors(value, nodes.type, place))
 
   def _count_clients(self, value: Any, type_spec: tff.Type, place: str) -> None:
     if not isinstance(value, (list, tuple)):
       raise errors.ArgumentError(
-        f'a {type(value).__name__} as {place}',
+        f'{type(value).__name__} as {place}',
         expected=f'a list with an element for each client, for {type_spec}',
         fix='pass a list',
       )
     if self._num_clients not in (None, len(value)):
       raise errors.ArgumentError(
-        f'{len(value)} clients in {place} and {self._num_clients} before it',
+        f'clients: {len(value)} in {place}, but {self._num_clients} before it',
         expected='as many in all arguments',
         fix='pass lists of equal length',
       )
@@ -361,11 +365,10 @@ class _Invocation:
     started = time.monotonic()
     totals = zeros
     pool = self._context.threads(num_threads)
-    pending = [
-      pool.submit(work_off, run, device)
-      for run, device in zip(runs, itertools.cycle(self._context.devices))
-    ]
+    pending = []
     try:
+      for run, device in zip(runs, itertools.cycle(self._context.devices)):
+        pending.append(pool.submit(work_off, run, device))
       with _explained(), tf.device(self._context.devices[0]):
         for index, future in enumerate(pending):
           sums = future.result()

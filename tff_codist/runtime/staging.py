@@ -150,8 +150,9 @@ class Program(NamedTuple):
   Attributes:
     parameter: The argument: a node, or a tuple of such for a struct, or `None`.
     result: The result, likewise.
-    servers: The server stages, one more than client stages.
-    clients: The client stages.
+    servers: The server stages.
+    clients: The client stages, of which the last has work only if clients'
+      values are the result.
   """
 
   parameter: Any
@@ -605,29 +606,39 @@ def _inline(block: tff.framework.CompiledComputation, argument: Value) -> Value:
   if proto.initialize_op:
     _run_first(graph, proto.initialize_op)
   _rename_functions(graph)
-  variables = [node for node in graph.node if node.op == 'VarHandleOp']
-  for node in variables:
-    node.attr['shared_name'].s = _ANONYMOUS
-  for node in graph.node:
+  for node in _all_nodes(graph):
+    _forget_with_call(node)
     # It may want to be on the device of an op that is pruned.
     node.attr.pop('_class', None)
 
   names = {node.name for node in graph.node}
-  tensors = tf.graph_util.import_graph_def(
+  results = tf.graph_util.import_graph_def(
     graph,
     {name: inputs[name] for name in inputs if _op_name(name) in names},
-    [*outputs, *(f'{node.name}:0' for node in variables)],
+    outputs,
     name='',
   )
-  results, handles = tensors[: len(outputs)], tensors[len(outputs) :]
-  with tf.control_dependencies(results):
-    for handle in handles:
-      tf.raw_ops.DestroyResourceOp(resource=handle)
   return unflatten(block.type_signature.result, iter(results))
 
 
 # With this name, an op that creates a variable creates one each time it runs.
 _ANONYMOUS = b'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
+
+
+def _forget_with_call(node: Any) -> None:
+  """Lets a node's variable or table live for one call.
+
+  Raises:
+    UnsupportedError: If the node has state of another kind.
+  """
+  if node.op == 'VarHandleOp':
+    node.attr['shared_name'].s = _ANONYMOUS
+  elif node.op.endswith(('HashTableV2', 'HashTableOfTensorsV2')):
+    node.op = f'Anonymous{node.op[:-2]}'
+    for name in ('container', 'shared_name', 'use_node_name_sharing'):
+      node.attr.pop(name, None)
+  elif 'shared_name' in node.attr:
+    raise UnsupportedError(f'it keeps state in a {node.op}')
 
 
 def _tensor_names(binding: Any) -> Iterator[str]:
@@ -689,6 +700,13 @@ def _run_first(graph: tf.compat.v1.GraphDef, initialize_op: str) -> None:
 _serial = itertools.count()
 
 
+def _all_nodes(graph: tf.compat.v1.GraphDef) -> Iterator[Any]:
+  """Yields the nodes of a graph and of its functions."""
+  yield from graph.node
+  for function in graph.library.function:
+    yield from function.node_def
+
+
 def _rename_functions(graph: tf.compat.v1.GraphDef) -> None:
   """Gives the functions of a graph names that no other graph has.
 
@@ -701,13 +719,12 @@ def _rename_functions(graph: tf.compat.v1.GraphDef) -> None:
   }
   for function in graph.library.function:
     function.signature.name = names[function.signature.name]
-  for nodes in (graph.node, *(f.node_def for f in graph.library.function)):
-    for node in nodes:
-      node.op = names.get(node.op, node.op)
-      for value in node.attr.values():
-        for function in (value.func, *value.list.func):
-          if function.name in names:
-            function.name = names[function.name]
+  for node in _all_nodes(graph):
+    node.op = names.get(node.op, node.op)
+    for value in node.attr.values():
+      for function in (value.func, *value.list.func):
+        if function.name in names:
+          function.name = names[function.name]
 
 
 def _spec(leaf_type: Union[tff.TensorType, tff.SequenceType]) -> tf.TensorSpec:
@@ -749,7 +766,9 @@ def _trace_stages(parameter: Any, result: Any, sums: Sequence[Sum]) -> Program:
       need(one.zero, None)
       need(one.summand, (CLIENTS, stage))
 
-  for node in _nodes_in(result):
+  for node in _leaves(result):
+    if not isinstance(node, Node):
+      raise UnsupportedError('it has a result that is a function')
     need(node, None)
 
   num_stages = 1 + max(itertools.chain((node.stage for node, _ in seen), (0,)))
@@ -812,6 +831,14 @@ def _trace_clients(
     run=_trace_function(types, compute),
     merge=_trace_function([*totals, *totals], merge),
   )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+  if isinstance(value, tuple) and not isinstance(value, _Closure):
+    for element in value:
+      yield from _leaves(element)
+  else:
+    yield value
 
 
 class _Values(dict):

@@ -56,7 +56,7 @@ def elements(value: Any, type_spec: tff.StructType, place: str) -> Sequence:
         tff.structure.from_container(value, recursive=False)
       )
     except TypeError:
-      found = f'a {type(value).__name__}'
+      found = type(value).__name__
     else:
       if len(pairs) == len(names) and all(
         found in (None, name) for (found, _), name in zip(pairs, names)
@@ -77,15 +77,20 @@ def _to_tensor(value: Any, type_spec: tff.TensorType, place: str) -> tf.Tensor:
     raise staging.UnsupportedError('TFF loads its argument by itself')
   if isinstance(value, (tf.Tensor, tf.Variable)):
     value = value.numpy()
-  if isinstance(value, str):
-    value = value.encode()
   # Numbers, strings, and arrays of another type, as TFF converts them.
   try:
-    proto, _ = tff.framework.serialize_value(value, type_spec)
+    given = _encode(value) if type_spec.dtype.type is np.str_ else value
+    proto, _ = tff.framework.serialize_value(given, type_spec)
   except (TypeError, ValueError, NotImplementedError) as error:
     raise _argument_error(describe(value), type_spec, place) from error
   value, _ = tff.framework.deserialize_value(proto, type_spec)
   return tf.constant(value, type_spec.dtype)
+
+
+def _encode(value: Any) -> Any:
+  """Returns strings as UTF-8, which is all that TFF can send."""
+  array = np.asarray(value)
+  return np.char.encode(array, 'utf-8') if array.dtype.kind == 'U' else value
 
 
 def _fits(shape: Sequence[int], expected: Optional[Sequence]) -> bool:
@@ -103,7 +108,7 @@ def _to_dataset(
     try:
       proto, _ = tff.framework.serialize_value(value, type_spec)
     except (TypeError, ValueError) as error:
-      raise _argument_error(str(error), type_spec, place) from error
+      raise _argument_error('another list', type_spec, place) from error
     value, _ = tff.framework.deserialize_value(proto, type_spec)
   if isinstance(value, tff.framework.Ingestable):
     raise staging.UnsupportedError('TFF loads its argument by itself')
@@ -121,7 +126,7 @@ def describe(value: Any) -> str:
     shape = ','.join(map(str, value.shape))
     name = getattr(value.dtype, 'name', value.dtype)
     return f'{name}[{shape}]' if shape else str(name)
-  return f'a {type(value).__name__}'
+  return type(value).__name__
 
 
 def _argument_error(
