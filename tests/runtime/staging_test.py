@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow.python.eager import context as eager
 
+from tff_codist.runtime import graphs
 from tff_codist.runtime import staging
 
 _FLOAT_AT_CLIENTS = tff.FederatedType(np.float32, tff.CLIENTS)
@@ -333,5 +334,5 @@ def _from_body(body):
   ],
 )
 def test_what_cannot_be_compiled_is_named(build, message):
-  with pytest.raises(staging.UnsupportedError, match=message):
+  with pytest.raises(graphs.UnsupportedError, match=message):
     staging.compile_computation(build())

@@ -34,6 +34,7 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.types import type_conversions
 
 from tff_codist import errors
+from tff_codist.runtime import graphs
 from tff_codist.runtime import staging
 from tff_codist.runtime import stock
 from tff_codist.runtime import values
@@ -98,7 +99,7 @@ class _Compiled(NamedTuple):
 
 
 # Or why the computation cannot be compiled.
-_CompiledOrNot = Union[_Compiled, staging.UnsupportedError]
+_CompiledOrNot = Union[_Compiled, graphs.UnsupportedError]
 
 
 class InProcessContext(tff.framework.SyncContext):
@@ -166,7 +167,7 @@ class InProcessContext(tff.framework.SyncContext):
     try:
       compiled = self._compile(comp)
       return _Invocation(self, compiled).run(comp.type_signature, arg)
-    except staging.UnsupportedError as error:
+    except graphs.UnsupportedError as error:
       return self._invoke_on_worker(comp, arg, error)
 
   def _compile(self, comp: tff.Computation) -> _Compiled:
@@ -178,7 +179,7 @@ class InProcessContext(tff.framework.SyncContext):
         forget = functools.partial(self._known.pop, id(comp))
         gone = weakref.ref(comp, lambda _: forget(None))
         self._known[id(comp)] = gone, compiled
-    if isinstance(compiled, staging.UnsupportedError):
+    if isinstance(compiled, graphs.UnsupportedError):
       raise compiled.with_traceback(None)
     return compiled
 
@@ -188,7 +189,7 @@ class InProcessContext(tff.framework.SyncContext):
     if key not in self._programs:
       try:
         program = staging.compile_computation(comp)
-      except staging.UnsupportedError as error:
+      except graphs.UnsupportedError as error:
         self._programs[key] = error
       else:
         schedules = [_Schedule(len(self.devices)) for _ in program.clients]
@@ -196,7 +197,7 @@ class InProcessContext(tff.framework.SyncContext):
     return self._programs[key]
 
   def _invoke_on_worker(
-    self, comp: tff.Computation, arg: Any, reason: staging.UnsupportedError
+    self, comp: tff.Computation, arg: Any, reason: graphs.UnsupportedError
   ) -> Any:
     signature = comp.type_signature.compact_representation()
     if self._strict:

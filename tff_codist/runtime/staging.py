@@ -22,12 +22,14 @@ import functools
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow.python.eager import context
+
+from tff_codist.runtime import graphs
 
 _logger = logging.getLogger(__name__)
 
@@ -37,10 +39,6 @@ CLIENTS = 'clients'
 # A value while a stage is traced: a tensor, a dataset's variant tensor, a tuple
 # of values in the order of the struct type, or a function of the computation.
 Value = Any
-
-
-class UnsupportedError(Exception):
-  """A computation that cannot be compiled into stages."""
 
 
 class Node:
@@ -175,7 +173,7 @@ def leaf_types(
   elif isinstance(type_spec, (tff.TensorType, tff.SequenceType)):
     yield type_spec
   else:
-    raise UnsupportedError(f'it has a value of type {type_spec}')
+    raise graphs.UnsupportedError(f'it has a value of type {type_spec}')
 
 
 def flatten(value: Value) -> Iterator[tf.Tensor]:
@@ -224,10 +222,10 @@ def compile_computation(comp: tff.Computation) -> Program:
     parameter = _parameter_nodes(comp.type_signature.parameter)
     result = recorder.apply(recorder.evaluate(_reduce(comp), {}), parameter)
     return _trace_stages(parameter, result, recorder.sums)
-  except UnsupportedError:
+  except graphs.UnsupportedError:
     raise
   except Exception as error:  # Whatever TFF and TensorFlow raise.
-    raise UnsupportedError(
+    raise graphs.UnsupportedError(
       f'compiling it failed with {type(error).__name__}: {error}'
     ) from error
 
@@ -264,7 +262,7 @@ def _parameter_nodes(type_spec: Optional[tff.Type]) -> Any:
   if isinstance(type_spec, tff.FederatedType):
     return Node(type_spec.member, _where(type_spec), stage=0)
   if isinstance(type_spec, tff.FunctionType):
-    raise UnsupportedError('it has an argument that is a function')
+    raise graphs.UnsupportedError('it has an argument that is a function')
   if isinstance(type_spec, tff.StructType):
     return tuple(map(_parameter_nodes, _element_types(type_spec)))
   return Node(type_spec, SERVER, stage=0)
@@ -329,7 +327,7 @@ class _Evaluator:
       return block
     if isinstance(block, tff.framework.Literal):
       return self.literal(block)
-    raise UnsupportedError(f'it has a {type(block).__name__}')
+    raise graphs.UnsupportedError(f'it has a {type(block).__name__}')
 
   def apply(self, function: Any, argument: Any) -> Any:
     """Returns the result of calling a function of the computation."""
@@ -413,7 +411,7 @@ class _Recorder(_Evaluator):
   def _aggregate(self, result_type, argument):
     summand, zero, accumulate, merge, report = argument
     if any(_nodes_in((accumulate, merge))):
-      raise UnsupportedError('its aggregation captures a value')
+      raise graphs.UnsupportedError('its aggregation captures a value')
     total_type = _signature(accumulate).parameter[0]
     total = Node(total_type, SERVER, summand.stage + 1)
     self.sums.append(
@@ -507,7 +505,7 @@ class _Tracer(_Evaluator):
     if isinstance(function, tff.framework.CompiledComputation):
       return _inline(function, argument)
     if function.uri not in self._intrinsics:
-      raise UnsupportedError(f'it calls {function.uri}')
+      raise graphs.UnsupportedError(f'it calls {function.uri}')
     return self._intrinsics[function.uri](function.type_signature, argument)
 
   def _sequence_map(self, signature, argument):
@@ -581,14 +579,9 @@ def _from_element(element: Any, element_type: tff.Type) -> Value:
 
 
 def _inline(block: tff.framework.CompiledComputation, argument: Value) -> Value:
-  """Puts the graph of a `tff.tensorflow.computation` into the current one.
-
-  Of the graph only what the result needs: in a TensorFlow function every op
-  with a side effect runs, needed or not. Variables, if there are any, live for
-  one call, so that calls on several threads do not meet.
-  """
+  """Puts the graph of a `tff.tensorflow.computation` into the current one."""
   if block.proto.WhichOneof('computation') != 'tensorflow':
-    raise UnsupportedError('a part of it is not of TensorFlow')
+    raise graphs.UnsupportedError('a part of it is not of TensorFlow')
   proto = block.proto.tensorflow
   inputs = {}
   if proto.HasField('parameter'):
@@ -599,46 +592,15 @@ def _inline(block: tff.framework.CompiledComputation, argument: Value) -> Value:
     inputs[proto.session_token_tensor_name] = tf.constant('')
   outputs = list(_tensor_names(proto.result))
 
-  graph = tf.compat.v1.GraphDef()
-  proto.graph_def.Unpack(graph)
-  _prune(graph, [*outputs, *filter(None, [proto.initialize_op])])
-  _forget_control_inputs(graph, inputs)
-  if proto.initialize_op:
-    _run_first(graph, proto.initialize_op)
-  _rename_functions(graph)
-  for node in _all_nodes(graph):
-    _forget_with_call(node)
-    # It may want to be on the device of an op that is pruned.
-    node.attr.pop('_class', None)
-
+  graph = graphs.prepare(proto, inputs=inputs, outputs=outputs)
   names = {node.name for node in graph.node}
   results = tf.graph_util.import_graph_def(
     graph,
-    {name: inputs[name] for name in inputs if _op_name(name) in names},
+    {name: inputs[name] for name in inputs if graphs.op_name(name) in names},
     outputs,
     name='',
   )
   return unflatten(block.type_signature.result, iter(results))
-
-
-# With this name, an op that creates a variable creates one each time it runs.
-_ANONYMOUS = b'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
-
-
-def _forget_with_call(node: Any) -> None:
-  """Lets a node's variable or table live for one call.
-
-  Raises:
-    UnsupportedError: If the node has state of another kind.
-  """
-  if node.op == 'VarHandleOp':
-    node.attr['shared_name'].s = _ANONYMOUS
-  elif node.op.endswith(('HashTableV2', 'HashTableOfTensorsV2')):
-    node.op = f'Anonymous{node.op[:-2]}'
-    for name in ('container', 'shared_name', 'use_node_name_sharing'):
-      node.attr.pop(name, None)
-  elif 'shared_name' in node.attr:
-    raise UnsupportedError(f'it keeps state in a {node.op}')
 
 
 def _tensor_names(binding: Any) -> Iterator[str]:
@@ -651,80 +613,6 @@ def _tensor_names(binding: Any) -> Iterator[str]:
     yield binding.tensor.tensor_name
   else:
     yield binding.sequence.variant_tensor_name
-
-
-def _op_name(name: str) -> str:
-  """Returns the op of a tensor's name, or of a node's input."""
-  return name.lstrip('^').split(':')[0]
-
-
-def _ancestors(graph: tf.compat.v1.GraphDef, names: Iterable[str]) -> set[str]:
-  """Returns the names of all ops that some tensors or ops need."""
-  nodes = {node.name: node for node in graph.node}
-  found, pending = set(), [_op_name(name) for name in names]
-  while pending:
-    name = pending.pop()
-    if name not in found:
-      found.add(name)
-      pending.extend(map(_op_name, nodes[name].input))
-  return found
-
-
-def _prune(graph: tf.compat.v1.GraphDef, wanted: Iterable[str]) -> None:
-  """Removes the ops that the wanted tensors and ops do not need."""
-  needed = _ancestors(graph, wanted)
-  nodes = [node for node in graph.node if node.name in needed]
-  del graph.node[:]
-  graph.node.extend(nodes)
-
-
-def _forget_control_inputs(
-  graph: tf.compat.v1.GraphDef, inputs: Iterable[str]
-) -> None:
-  """Lets no op wait for placeholders that tensors replace."""
-  replaced = {f'^{_op_name(name)}' for name in inputs}
-  for node in graph.node:
-    for name in replaced.intersection(node.input):
-      node.input.remove(name)
-
-
-def _run_first(graph: tf.compat.v1.GraphDef, initialize_op: str) -> None:
-  """Lets every op wait for the op that initializes variables and tables."""
-  initializing = _ancestors(graph, [initialize_op])
-  for node in graph.node:
-    if node.name not in initializing:
-      node.input.append(f'^{_op_name(initialize_op)}')
-
-
-# Makes names unique.
-_serial = itertools.count()
-
-
-def _all_nodes(graph: tf.compat.v1.GraphDef) -> Iterator[Any]:
-  """Yields the nodes of a graph and of its functions."""
-  yield from graph.node
-  for function in graph.library.function:
-    yield from function.node_def
-
-
-def _rename_functions(graph: tf.compat.v1.GraphDef) -> None:
-  """Gives the functions of a graph names that no other graph has.
-
-  TensorFlow forgets a function when the Python object that it was traced from
-  is gone, also where an imported graph calls it by the same name.
-  """
-  names = {
-    function.signature.name: f'{function.signature.name}_{next(_serial)}'
-    for function in graph.library.function
-  }
-  for function in graph.library.function:
-    function.signature.name = names[function.signature.name]
-  for node in _all_nodes(graph):
-    node.op = names.get(node.op, node.op)
-    for value in node.attr.values():
-      for function in (value.func, *value.list.func):
-        if function.name in names:
-          function.name = names[function.name]
 
 
 def _spec(leaf_type: Union[tff.TensorType, tff.SequenceType]) -> tf.TensorSpec:
@@ -768,7 +656,7 @@ def _trace_stages(parameter: Any, result: Any, sums: Sequence[Sum]) -> Program:
 
   for node in _leaves(result):
     if not isinstance(node, Node):
-      raise UnsupportedError('it has a result that is a function')
+      raise graphs.UnsupportedError('it has a result that is a function')
     need(node, None)
 
   num_stages = 1 + max(itertools.chain((node.stage for node, _ in seen), (0,)))

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_codist import errors
+from tff_codist.runtime import graphs
 from tff_codist.runtime import staging
 
 
@@ -74,7 +75,7 @@ def _to_tensor(value: Any, type_spec: tff.TensorType, place: str) -> tf.Tensor:
   ):
     return tf.constant(value)
   if isinstance(value, tff.framework.Ingestable):
-    raise staging.UnsupportedError('TFF loads its argument by itself')
+    raise graphs.UnsupportedError('TFF loads its argument by itself')
   if isinstance(value, (tf.Tensor, tf.Variable)):
     value = value.numpy()
   # Numbers, strings, and arrays of another type, as TFF converts them.
@@ -111,7 +112,7 @@ def _to_dataset(
       raise _argument_error('another list', type_spec, place) from error
     value, _ = tff.framework.deserialize_value(proto, type_spec)
   if isinstance(value, tff.framework.Ingestable):
-    raise staging.UnsupportedError('TFF loads its argument by itself')
+    raise graphs.UnsupportedError('TFF loads its argument by itself')
   if not isinstance(value, tf.data.Dataset):
     raise _argument_error(describe(value), type_spec, place)
   found = tff.SequenceType(tff.types.tensorflow_to_type(value.element_spec))
