@@ -19,7 +19,7 @@ from tff_codist.testing import conformance, toys
 setting = toys.make_setting()
 config = config_lib.Config(pools=config_lib.PoolsConfig(names=('a', 'b')))
 built = algorithm.algorithms['one_way'](setting, config)
-with runtime.install('stock'):
+with runtime.install('in_process'):
   state = conformance.run_rounds(built, setting, range(1, 3))
 print('rounds done', list(built.models(state)))
 """
@@ -32,7 +32,7 @@ def test_all_presets_are_in_the_table():
 
 def test_examples_run(tmp_path):
   blocks = re.findall(r'```python\n(.*?)```', _README, re.DOTALL)
-  assert len(blocks) == 4
+  assert len(blocks) == 5
   script = tmp_path / 'examples.py'
   script.write_text(
     f'import sys\nsys.path.insert(0, {str(_ROOT)!r})\n'
@@ -49,6 +49,7 @@ def test_examples_run(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('6\n')
+  assert '6 in all\n' in done.stdout
   assert "rounds done ['a', 'b']" in done.stdout
   assert (tmp_path / 'runs' / 'halves' / 'DONE').exists()
 

@@ -26,11 +26,14 @@ class Algorithm(NamedTuple):
       from 1, on each pool's list of client examples. Metrics are scalars under
       flat names such as `train/large/loss`.
     models: `state -> {pool: weights}`, the models to evaluate and to save.
+    releases: `state -> {pool: count}`, how many aggregates of each pool's
+      clients there were so far, which is what differential privacy counts.
   """
 
   initialize: Callable[[int], State]
   next: Callable[[State, Cohorts, int], tuple]
   models: Callable[[State], Mapping[str, models.Weights]]
+  releases: Callable[[State], Mapping[str, int]]
 
 
 class Setting(NamedTuple):

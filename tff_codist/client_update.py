@@ -134,7 +134,7 @@ def train_on_client(
         tf.random.experimental.stateless_fold_in(epoch_seed, step + 1),
       )
       y = tf.gather(examples['y'], batch)
-      mask = losses.label_mask(y, uncounted)
+      mask = losses.label_mask(y, uncounted) if uncounted else None
       with tf.GradientTape() as tape:
         tape.watch(trained)
         logits = model.logits(trained, x, training=True)
@@ -143,7 +143,7 @@ def train_on_client(
       optimizer_state, trained = optimizer.next(
         optimizer_state, trained, gradient
       )
-      num_labels = tf.reduce_sum(mask)
+      num_labels = losses.num_counted(y, mask)
       loss_sum += loss * num_labels
       correct += num_correct(y, logits, mask)
       labels += num_labels
@@ -180,6 +180,7 @@ def build_client_update(
   config: config_lib.ClientConfig,
   *,
   aggregator: Optional[AggregationFactory] = None,
+  releases_metrics: bool = True,
   uncounted: Sequence[int] = (),
 ) -> ClientUpdate:
   """Builds the client update of one pool.
@@ -192,12 +193,15 @@ def build_client_update(
     aggregator: Any `tff.aggregators` factory; `None` takes the one that
       `config.aggregator` names. An unweighted factory, as those with
       differential privacy, sees dropped clients as zero updates.
+    releases_metrics: Whether the clients' metrics are summed. Sums without
+      noise are releases that no analysis of the pseudo-gradient's covers.
     uncounted: Labels that do not count, as padding.
 
   Returns:
     The computations, with the type signatures of `ClientUpdate`. The metrics
     are means over the cohort's training labels, `loss` (nats) and `accuracy`,
-    and the counts `examples`, `clients` and `clients_dropped`.
+    and the counts `examples`, `clients` and `clients_dropped`; an empty struct
+    without `releases_metrics`.
 
   Raises:
     UnknownNameError: If there is no such aggregator.
@@ -252,7 +256,11 @@ def build_client_update(
       if is_weighted
       else process.next(state, results.pseudo_gradient)
     )
-    metrics = tff.federated_map(summarize, tff.federated_sum(results.metrics))
+    metrics = (
+      tff.federated_map(summarize, tff.federated_sum(results.metrics))
+      if releases_metrics
+      else tff.federated_value(collections.OrderedDict(), tff.SERVER)
+    )
     return collections.OrderedDict(
       state=aggregated.state,
       pseudo_gradient=aggregated.result,
@@ -263,9 +271,9 @@ def build_client_update(
 
 
 def num_correct(
-  labels: tf.Tensor, logits: tf.Tensor, mask: tf.Tensor
+  labels: tf.Tensor, logits: tf.Tensor, mask: Optional[tf.Tensor]
 ) -> tf.Tensor:
-  """Returns how many counted labels have the largest logit."""
+  """Returns how many labels, of those that count, have the largest logit."""
   answers = tf.argmax(logits, axis=-1, output_type=labels.dtype)
-  hits = tf.equal(answers, labels)
-  return tf.reduce_sum(tf.cast(hits, tf.float32) * mask)
+  hits = tf.cast(tf.equal(answers, labels), tf.float32)
+  return tf.reduce_sum(hits if mask is None else hits * mask)

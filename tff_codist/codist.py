@@ -39,6 +39,7 @@ from tff_codist import errors
 from tff_codist import models
 from tff_codist import server_update
 from tff_codist import teachers as teachers_lib
+from tff_codist.privacy import mechanisms
 
 
 class PoolState(NamedTuple):
@@ -49,12 +50,15 @@ class PoolState(NamedTuple):
     server_optimizer: o_i.
     aggregator: State of the aggregation over clients.
     distillation_optimizer: q_i, the distillation's Adam; `()` without one.
+    releases: How many aggregates of the pool's clients there were: the ledger
+      of differential privacy, an int64 scalar.
   """
 
   weights: models.Weights
   server_optimizer: object
   aggregator: object
   distillation_optimizer: object
+  releases: np.int64
 
 
 # The state of all three algorithms: {pool: PoolState}.
@@ -73,22 +77,28 @@ class FederatedPools:
 
     Args:
       setting: Pools and task.
-      config: The groups `client` and `server`.
+      config: The groups `client`, `server` and `privacy`.
 
     Raises:
-      UnknownNameError: If a named optimizer or aggregator does not exist.
+      UnknownNameError: If a named optimizer, aggregator or mechanism does not
+        exist.
+      ConfigError: If the clients would not be protected as `privacy` says.
     """
     self.models = {pool.name: pool.model for pool in setting.pools}
     task = setting.task
     self._client_update = {
-      name: client_update.build_client_update(
-        model,
+      pool.name: client_update.build_client_update(
+        pool.model,
         setting.examples_type,
         task.preprocess,
         config.client,
+        aggregator=aggregator,
+        releases_metrics=aggregator is None,
         uncounted=task.padding,
       )
-      for name, model in self.models.items()
+      for pool, aggregator in zip(
+        setting.pools, mechanisms.build_aggregators(setting.pools, config)
+      )
     }
     self._server_update = {
       name: server_update.build_server_update(model, config.server)
@@ -105,6 +115,7 @@ class FederatedPools:
         server_optimizer=self._server_update[name].initialize(weights),
         aggregator=self._client_update[name].initialize(),
         distillation_optimizer=(),
+        releases=np.int64(0),
       )
     return state
 
@@ -130,7 +141,9 @@ class FederatedPools:
       except errors.ComputationError as error:
         client_ids = getattr(cohorts[name], 'client_ids', ())
         raise error.among(name, client_ids) from error
-      state[name] = pool._replace(aggregator=result['state'])
+      state[name] = pool._replace(
+        aggregator=result['state'], releases=pool.releases + np.int64(1)
+      )
       federated[name] = result['pseudo_gradient']
       for metric, value in result['metrics'].items():
         metrics[f'train/{name}/{metric}'] = value
@@ -300,6 +313,10 @@ def _weights(state: CodistState) -> dict[str, models.Weights]:
   return {name: pool.weights for name, pool in state.items()}
 
 
+def _releases(state: CodistState) -> dict[str, int]:
+  return {name: int(pool.releases) for name, pool in state.items()}
+
+
 @algorithm.algorithms.register('fed_avg')
 def build_fed_avg(
   setting: algorithm.Setting, config: config_lib.Config
@@ -329,7 +346,7 @@ def build_fed_avg(
     state, step_metrics = pools.step(state, federated)
     return state, {**train_metrics, **step_metrics}
 
-  return algorithm.Algorithm(pools.initialize, next_fn, _weights)
+  return algorithm.Algorithm(pools.initialize, next_fn, _weights, _releases)
 
 
 @algorithm.algorithms.register('periodic_codist', 'distillation', 'periodic')
@@ -382,6 +399,7 @@ def build_periodic_codist(
     lambda seed: exchange.initialize(pools.initialize(seed)),
     next_fn,
     _weights,
+    _releases,
   )
 
 
@@ -445,4 +463,5 @@ def build_merged_codist(
     lambda seed: exchange.initialize(pools.initialize(seed)),
     next_fn,
     _weights,
+    _releases,
   )

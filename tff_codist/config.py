@@ -29,6 +29,9 @@ class _Range(NamedTuple):
 
 
 _POSITIVE = _Range('a number above 0', lambda v: 0 < v < math.inf)
+_POSITIVE_ALL = _Range('numbers above 0', lambda v: 0 < v < math.inf)
+_INNER_SHARE = _Range('a number in (0, 1)', lambda v: 0 < v < 1)
+_DELTA = _Range('a number above 0 and at most 0.01', lambda v: 0 < v <= 0.01)
 _SHARE = _Range('numbers in (0, 1]', lambda v: 0 < v <= 1)
 _WEIGHT = _Range('numbers in [0, 1]', lambda v: 0 <= v <= 1)
 _BELOW_ONE = _Range('a number in [0, 1)', lambda v: 0 <= v < 1)
@@ -317,6 +320,53 @@ class ServerConfig(_Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class PrivacyConfig(_Group):
+  """Differential privacy of the clients, one mechanism for each pool.
+
+  The unit is a client: two data sets are neighbours if one has all examples of
+  one client more. What a pool releases in a round is the noised mean of its
+  clients' clipped pseudo-gradients.
+  """
+
+  group: ClassVar[str] = 'privacy'
+
+  # none; gaussian (fixed clip); adaptive_gaussian (clip at a quantile of the
+  # norms, Andrew et al.); tree (DP-FTRL, Kairouz et al., with --pools.sampling
+  # epochs).
+  mechanism: tuple[str, ...] = ('none',)
+  # Standard deviation of the noise on the sum over clip, z. Above 0.
+  noise_multiplier: tuple[float, ...] = _field((1.0,), _POSITIVE_ALL)
+  # Clipping norm C, at first for adaptive_gaussian. Above 0.
+  clip: tuple[float, ...] = _field((0.1,), _POSITIVE_ALL)
+  # Quantile of the norms at which adaptive_gaussian clips, gamma.
+  target_quantile: float = _field(0.5, _INNER_SHARE)
+  # Learning rate of the clip of adaptive_gaussian, eta_C. Above 0.
+  clip_learning_rate: float = _field(0.2, _POSITIVE)
+  # Standard deviation of the noise on the count of clients below the clip of
+  # adaptive_gaussian, sigma_b; above half of noise_multiplier. None takes a
+  # twentieth of the cohort.
+  clipped_count_stddev: Optional[float] = _field(
+    None, _Range('a number above 0, or None', lambda v: 0 < v < math.inf)
+  )
+  # Failure probability delta, which should be below one over the clients.
+  delta: float = _field(1e-5, _DELTA)
+  # Training ends before the worst client's epsilon exceeds it; None: never.
+  max_epsilon: Optional[float] = _field(
+    None, _Range('a number above 0, or None', lambda v: 0 < v < math.inf)
+  )
+  # pld (privacy loss distributions) or rdp (Renyi).
+  accountant: str = _field('pld', _one_of('pld', 'rdp'))
+  # Draw the noise from the run's seed. Who knows the seed can then take the
+  # noise off again: for tests of the program, not for people's data.
+  reproducible_noise: bool = False
+
+  @property
+  def is_on(self) -> bool:
+    """Whether any pool has a mechanism."""
+    return any(name != 'none' for name in self.mechanism)
+
+
+@dataclasses.dataclass(frozen=True)
 class DistillationConfig(_Group):
   """One distillation pass of a student on the server's unlabelled data."""
 
@@ -458,6 +508,7 @@ class Config:
   algorithm: AlgorithmConfig = AlgorithmConfig()
   client: ClientConfig = ClientConfig()
   server: ServerConfig = ServerConfig()
+  privacy: PrivacyConfig = PrivacyConfig()
   distillation: DistillationConfig = DistillationConfig()
   periodic: PeriodicConfig = PeriodicConfig()
   merged: MergedConfig = MergedConfig()

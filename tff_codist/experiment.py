@@ -19,6 +19,7 @@ from tff_codist import runtime
 from tff_codist import server_update
 from tff_codist import task as task_lib
 from tff_codist import unlabelled as unlabelled_lib
+from tff_codist.privacy import mechanisms
 
 del codist
 
@@ -64,6 +65,7 @@ def check_names(config: config_lib.Config) -> None:
     (server_update.server_optimizers, config.server.optimizer),
     (losses.distillation_losses, config.distillation.loss),
     (runtime.runtimes, config.runtime.name),
+    *((mechanisms.mechanisms, name) for name in config.privacy.mechanism),
   )
   for table, name in named:
     table[name]
@@ -108,14 +110,17 @@ def check_no_idle_field(
   if unlabelled.sources == ('none',):
     replaced['unlabelled.max_examples'] = sources
   chosen = (
-    (task_lib.tasks, config.task.name),
-    (algorithm.algorithms, config.algorithm.name),
-    (server_update.server_optimizers, config.server.optimizer),
-    (runtime.runtimes, config.runtime.name),
+    (task_lib.tasks, [config.task.name]),
+    (algorithm.algorithms, [config.algorithm.name]),
+    (server_update.server_optimizers, [config.server.optimizer]),
+    (mechanisms.mechanisms, config.privacy.mechanism),
+    (runtime.runtimes, [config.runtime.name]),
   )
   for field in given:
     idle_with = [
-      repr(name) for table, name in chosen if not table.reads(name, field)
+      repr(names[0])
+      for table, names in chosen
+      if not any(table.reads(name, field) for name in names)
     ]
     if replaced.get(field):
       idle_with.append(replaced[field])

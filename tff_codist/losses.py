@@ -43,6 +43,13 @@ def label_mask(labels: tf.Tensor, uncounted: Sequence[int] = ()) -> tf.Tensor:
   return mask
 
 
+def num_counted(labels: tf.Tensor, mask: Optional[tf.Tensor]) -> tf.Tensor:
+  """Returns how many labels count, float32: those in the mask, or all."""
+  if mask is None:
+    return tf.cast(tf.size(labels), tf.float32)
+  return tf.reduce_sum(mask)
+
+
 def logits_mask(x: tf.Tensor, uncounted: Sequence[int] = ()) -> tf.Tensor:
   """Returns 1 for each logits vector of raw inputs that counts, float32.
 

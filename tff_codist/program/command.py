@@ -52,6 +52,10 @@ def run(
   except KeyboardInterrupt:
     print('Stopped.', file=sys.stderr)
     code = 128 + signal.SIGINT
+  except BrokenPipeError:
+    # Who read the output has seen enough; Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 128 + signal.SIGPIPE
   except Exception:
     traceback.print_exc()
     code = 1

@@ -49,6 +49,7 @@ class RunFolder:
     self._config = self.path / 'config.json'
     self._environment = self.path / 'environment.json'
     self._pools = self.path / 'pools.json'
+    self._privacy = self.path / 'privacy.md'
     self._done = self.path / 'DONE'
     self._failed = self.path / 'FAILED.txt'
 
@@ -187,6 +188,10 @@ class RunFolder:
         expected='the file as bin/train.py wrote it',
         fix='put the file back, or start the run in another folder',
       ) from error
+
+  def write_privacy_statement(self, statement: str) -> None:
+    """Writes what the run has cost its clients, as Markdown."""
+    files.write(self._privacy, statement.encode())
 
   def finish(self) -> None:
     """Marks the run as finished."""

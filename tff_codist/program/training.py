@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from typing import Optional
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from tff_codist import files
 from tff_codist import models
 from tff_codist import runtime
 from tff_codist import teachers
+from tff_codist.privacy import ledger as ledger_lib
 from tff_codist.program import checkpoints
 from tff_codist.program import costs
 from tff_codist.program import recorders
@@ -59,11 +61,12 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   with stopping.StopOnSignal() as stop:
     with stop.interruptible():
       experiment = experiment_lib.build_experiment(config)
+      ledger = ledger_lib.open_ledger(experiment.pools, config)
     context = runtime.install(config.runtime.name, **config.runtime.options)
     with context, folder.lock():
       folder.start(experiment, command=shlex.join(sys.argv))
       try:
-        _run_rounds(experiment, folder, stop)
+        _run_rounds(experiment, ledger, folder, stop)
       except stopping.StopRequested:
         raise
       except Exception:
@@ -107,6 +110,7 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
 
 def _run_rounds(
   experiment: experiment_lib.Experiment,
+  ledger: Optional[ledger_lib.Ledger],
   folder: run_folder_lib.RunFolder,
   stop: stopping.StopOnSignal,
 ) -> None:
@@ -124,11 +128,12 @@ def _run_rounds(
     config.pools.names, rounds=program.rounds, initial=last_round
   )
   recorder = recorders.Recorder(folder, progress)
+  final_round = ledger.final_round if ledger else program.rounds
   loader = clients.CohortLoader(
     experiment.train,
     experiment.pools,
     seed=config.seed,
-    last_round=program.rounds,
+    last_round=final_round,
     domains=experiment.task.domains,
   )
   round_costs = costs.round_costs(experiment.pools)
@@ -143,8 +148,8 @@ def _run_rounds(
       with stop.interruptible():
         metrics = evaluation.measure(algorithm.models(state))
       recorder.record(metrics, 0)
-    for round_num in range(last_round + 1, program.rounds + 1):
-      is_last = round_num == program.rounds
+    for round_num in range(last_round + 1, final_round + 1):
+      is_last = round_num == final_round
       with stop.interruptible():
         started = time.monotonic()
         cohorts = loader.load(round_num)
@@ -153,9 +158,14 @@ def _run_rounds(
         metrics['time/round_seconds'] = time.monotonic() - started
         if is_last or round_num % program.rounds_per_evaluation == 0:
           metrics |= evaluation.measure(algorithm.models(new_state))
+          if ledger:
+            metrics |= ledger.metrics(algorithm.releases(new_state))
       _check_finite(algorithm.models(new_state), round_num)
-      recorder.record(metrics, round_num)
       state, last_round = new_state, round_num
+      if ledger:
+        # Nobody sees a release that is not in the ledger.
+        save()
+      recorder.record(metrics, round_num)
       if is_last or round_num % program.rounds_per_checkpoint == 0:
         save()
   except stopping.StopRequested as stopped:
@@ -165,6 +175,8 @@ def _run_rounds(
   finally:
     loader.close()
     recorder.close()
+  if ledger:
+    folder.write_privacy_statement(ledger.statement(algorithm.releases(state)))
   for pool in experiment.pools:
     _save_model(pool, algorithm.models(state)[pool.name], folder)
 

@@ -5,7 +5,7 @@ Then a client costs one call of one function, on one of the context's devices;
 its update is added to a sum at once, so that memory does not grow with the
 number of clients.
 
-The clients of a cohort are cut into at most sixteen runs of neighbours. Those
+The clients of a cohort are cut into at most eight runs of neighbours. Those
 are worked off by several threads, each run from its first client to its last,
 and the runs' sums are added in order: the result is the same, bit for bit,
 however many threads and devices there are. How many clients train at a time is
@@ -43,9 +43,9 @@ _logger = logging.getLogger(__name__)
 
 # Runs of neighbouring clients into which a cohort is cut. More balance the
 # threads better, each costs one addition of two sums.
-_MAX_RUNS = 16
+_MAX_RUNS = 8
 # Programs that stay compiled although their computation is gone.
-_MAX_PROGRAMS = 256
+_MAX_PROGRAMS = 64
 # Invocations for which each number of threads is tried.
 _TRIALS = 2
 

@@ -1,0 +1,1 @@
+"""What `bin/benchmark.py` measures, one workload or family of them a file."""

@@ -1,0 +1,1 @@
+"""Differential privacy of clients: what it costs, and how it is bought."""
