@@ -11,6 +11,7 @@ from tff_codist import codist
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import experiment as experiment_lib
+from tff_codist import runtime
 from tff_codist import task as task_lib
 from tff_codist.privacy import ledger as ledger_lib
 from tff_codist.program import checkpoints
@@ -44,6 +45,8 @@ def _rows(run_dir):
 def _last_state(config, run_dir):
   manager = checkpoints.CheckpointManager(run_dir / 'checkpoints', keep=3)
   algorithm = experiment_lib.build_experiment(config).algorithm
+  # A run closes its runtime.
+  runtime.install('in_process')
   return asyncio.run(manager.load_latest(algorithm.initialize(config.seed)))
 
 

@@ -43,7 +43,7 @@ def prepare(
   if proto.initialize_op:
     _run_first(graph, proto.initialize_op)
   _iterate_instead_of_reduce(graph)
-  _rename_functions(graph)
+  rename_functions(graph)
   for node in _all_nodes(graph):
     _forget_with_call(node)
     # It may want to be on the device of an op that is pruned.
@@ -105,7 +105,7 @@ def _all_nodes(graph: tf.compat.v1.GraphDef) -> Iterator[Any]:
     yield from function.node_def
 
 
-def _rename_functions(graph: tf.compat.v1.GraphDef) -> None:
+def rename_functions(graph: tf.compat.v1.GraphDef) -> None:
   """Gives the functions of a graph names that no other graph has.
 
   TensorFlow forgets a function when the Python object that it was traced from

@@ -85,25 +85,47 @@ class Sum(NamedTuple):
   merge: Callable[[Value], Value]
 
 
-class Function(NamedTuple):
-  """A traced stage function from flat tensors to flat tensors.
+class Function:
+  """A stage function from flat tensors to flat tensors.
+
+  It is known to TensorFlow by its name. The Python objects of the graph that
+  was traced are not kept: they are many, and slow down the whole program.
 
   Attributes:
-    concrete: The TensorFlow function.
+    name: The function's name.
     output_types: Types of its outputs.
   """
 
-  concrete: Any
-  output_types: Sequence[tf.DType]
+  def __init__(self, concrete: Any):
+    """Takes over what a concrete function does.
+
+    Args:
+      concrete: A `tf.types.experimental.ConcreteFunction` without captures.
+    """
+    graph = concrete.graph.as_graph_def()
+    graph.library.function.append(concrete.function_def)
+    graphs.rename_functions(graph)
+    names = [function.signature.name for function in graph.library.function]
+    self.name = names[-1]
+    self.output_types = [tensor.dtype for tensor in concrete.outputs]
+    runtime = context.context()
+    for function in graph.library.function:
+      runtime.add_function_def(function)
+
+    def forget():
+      for name in names:
+        runtime.remove_function(name)
+
+    weakref.finalize(self, forget).atexit = False
 
   def __call__(self, tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
     """Runs the function on the device in whose scope it is called."""
     if not self.output_types:
       return ()
-    # Calling `concrete` would do the same and bind, check and wrap arguments
-    # for up to 0.2 ms, as long as a small client trains.
+    # Calling a concrete function would bind, check and wrap arguments for up
+    # to 0.2 ms, as long as a small client trains.
     return tf.raw_ops.StatefulPartitionedCall(
-      args=tensors, Tout=self.output_types, f=self.concrete
+      args=tensors, Tout=self.output_types, f=self.name
     )
 
 
@@ -745,16 +767,14 @@ def _trace_function(
   compute: Callable[[Iterator[tf.Tensor]], Value],
 ) -> Function:
   """Traces a function of flat tensors of the given types to a flat value."""
-  concrete = tf.function(
+  function = tf.function(
     lambda *tensors: [
       _returnable(tensor) for tensor in flatten(compute(iter(tensors)))
     ],
     autograph=False,
-  ).get_concrete_function(
-    *(_spec(leaf) for type_spec in types for leaf in leaf_types(type_spec))
   )
-  _register_functions(concrete)
-  return Function(concrete, [tensor.dtype for tensor in concrete.outputs])
+  specs = (_spec(leaf) for type_spec in types for leaf in leaf_types(type_spec))
+  return Function(function.get_concrete_function(*specs))
 
 
 def _returnable(tensor: tf.Tensor) -> tf.Tensor:
@@ -764,24 +784,3 @@ def _returnable(tensor: tf.Tensor) -> tf.Tensor:
   """
   is_integer = tensor.dtype == tf.int32
   return tf.raw_ops.Snapshot(input=tensor) if is_integer else tensor
-
-
-def _register_functions(concrete: Any) -> None:
-  """Lets TensorFlow find the functions that inlined graphs call.
-
-  It keeps those that it traced itself, and does not look into the graph that
-  calls them.
-  """
-  runtime = context.context()
-  added = []
-  for function in concrete.graph.as_graph_def().library.function:
-    name = function.signature.name
-    if not runtime.has_function(name):
-      runtime.add_function_def(function)
-      added.append(name)
-
-  def forget():
-    for name in added:
-      runtime.remove_function(name)
-
-  weakref.finalize(concrete, forget).atexit = False
