@@ -54,10 +54,9 @@ def _full_gradient(model, weights, examples):
 
 def test_type_signatures(linear):
   update = _build(linear)
-  assert str(update.initialize.type_signature) == (
-    '( -> <value_sum_process=<>,weight_sum_process=<>>@SERVER)'
-  )
-  state = '<value_sum_process=<>,weight_sum_process=<>>'
+  means = '<value_sum_process=<>,weight_sum_process=<>>'
+  state = f'<updates={means},metrics=<>>'
+  assert str(update.initialize.type_signature) == f'( -> {state}@SERVER)'
   weights = '<float32[4,3],float32[3]>'
   assert update.next.type_signature.formatted_representation().replace(
     '\n', ''

@@ -43,15 +43,22 @@ def _build(setting, name, **groups):
 def _models_after(setting, rounds, name, **groups):
   built = _build(setting, name, **groups)
   state = conformance.run_rounds(built, setting, range(1, rounds + 1))
-  return dict(built.models(state))
+  return {name: weights for name, (weights,) in built.models(state).items()}
 
 
 @pytest.mark.parametrize('check', conformance.PROPERTIES)
 @pytest.mark.parametrize(
   'name', ['fed_avg', 'periodic_codist', 'merged_codist']
 )
-def test_conformance(context, name, check):
+def test_conformance(in_process, name, check):
   check(lambda setting: _build(setting, name, server={'learning_rate': 0.05}))
+
+
+@pytest.mark.parametrize(
+  'name', ['fed_avg', 'periodic_codist', 'merged_codist']
+)
+def test_runtimes_agree(name):
+  conformance.check_runtimes_agree(lambda setting: _build(setting, name))
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,9 @@ def test_metrics_are_means_over_labels_and_quantiles_over_clients(
     pools=[pool_a, pool_b._replace(domains=('third',))],
   )
   weights = {p.name: p.model.initialize(1) for p in setting.pools}
+  pool_models = {name: [own] for name, own in weights.items()}
   monkeypatch.setattr(evaluation, '_CLIENTS_AT_ONCE', 5)
-  metrics = evaluation.Evaluator(setting, data).evaluate(weights)
+  metrics = evaluation.Evaluator(setting, data).evaluate(pool_models)
 
   kernel, bias = weights['a']
   hits = collections.defaultdict(list)
@@ -126,7 +127,7 @@ def test_domain_without_examples_has_no_metrics(context):
   )
   (pool,) = setting.pools
   metrics = evaluation.Evaluator(setting, setting.task.test).evaluate(
-    {'a': pool.model.initialize(1)}
+    {'a': [pool.model.initialize(1)]}
   )
   assert 'eval/a/all_of_them/accuracy' in metrics
   assert not [name for name in metrics if 'none' in name]
@@ -156,7 +157,7 @@ def test_accuracies_of_sentences_are_those_of_tffs_baseline_task(context):
     task=task,
     examples_type=client_update.examples_type(examples),
   )
-  metrics = evaluation.Evaluator(setting, task.test).evaluate({'a': weights})
+  metrics = evaluation.Evaluator(setting, task.test).evaluate({'a': [weights]})
 
   xs, ys = (np.concatenate([v[:50], v[:100]]) for v in (x, y))
   logits = model.to_keras(weights)(xs)
@@ -172,3 +173,14 @@ def test_accuracies_of_sentences_are_those_of_tffs_baseline_task(context):
   assert metrics['eval/a/perplexity'] == pytest.approx(
     np.exp(expected), rel=1e-5
   )
+
+
+def test_pool_of_several_models_has_the_means_of_theirs(context):
+  setting = toys.make_setting(['small'])
+  (pool,) = setting.pools
+  evaluator = evaluation.Evaluator(setting, setting.task.test)
+  one, other = (pool.model.initialize(seed) for seed in (1, 2))
+  both = evaluator.evaluate({'a': [one, other]})
+  each = [evaluator.evaluate({'a': [weights]}) for weights in (one, other)]
+  for name, value in both.items():
+    np.testing.assert_allclose(value, np.mean([m[name] for m in each]))

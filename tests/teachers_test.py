@@ -96,8 +96,10 @@ def test_calibration_of_certainty(linear, context):
 
 
 def test_all_measures_of_a_setting(setting, context):
-  weights = {pool.name: pool.model.initialize(1) for pool in setting.pools}
-  metrics = teachers.Teachers(setting).measure(weights)
+  pool_models = {
+    pool.name: [pool.model.initialize(1)] for pool in setting.pools
+  }
+  metrics = teachers.Teachers(setting).measure(pool_models)
   own = ('entropy', 'validation_loss', 'validation_accuracy')
   assert set(metrics) == {
     'exchange/agreement_top1',
@@ -105,7 +107,7 @@ def test_all_measures_of_a_setting(setting, context):
     *(f'exchange/{p}/{m}' for p in 'ab' for m in (*own, 'calibration_error')),
   }
   bare = setting._replace(unlabelled=None, validation=None)
-  assert not teachers.Teachers(bare).measure(weights)
+  assert not teachers.Teachers(bare).measure(pool_models)
 
 
 def _admits(setting, weights, **thresholds):

@@ -1,8 +1,10 @@
 """What the training program knows of an algorithm, and nothing more."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Optional
 
+from tff_codist import client_store as client_store_lib
 from tff_codist import clients
 from tff_codist import config as config_lib
 from tff_codist import models
@@ -16,8 +18,20 @@ Cohorts = Mapping[str, list]
 Metrics = dict
 
 
+class Traffic(NamedTuple):
+  """What one client and the server send each other in a round.
+
+  Attributes:
+    down: Floats from the server to the client.
+    up: Floats from the client to the server.
+  """
+
+  down: int
+  up: int
+
+
 class Algorithm(NamedTuple):
-  """A federated algorithm over pools, as three functions of values.
+  """A federated algorithm over pools, as functions of values.
 
   Attributes:
     initialize: `seed -> state`. The state is nested NamedTuples, dicts and
@@ -25,15 +39,23 @@ class Algorithm(NamedTuple):
     next: `(state, cohorts, round_num) -> (state, metrics)`: one round, numbered
       from 1, on each pool's list of client examples. Metrics are scalars under
       flat names such as `train/large/loss`.
-    models: `state -> {pool: weights}`, the models to evaluate and to save.
+    models: `state -> {pool: sequence of weights}`, the models to evaluate and
+      to save: one for a pool that shares a model, and those of a sample of its
+      clients where each has its own.
     releases: `state -> {pool: count}`, how many aggregates of each pool's
       clients there were so far, which is what differential privacy counts.
+      Empty for methods without it.
+    traffic: {pool: what each client of a cohort receives and sends}.
+    client_states: `state -> digests`, the values in the client store to which
+      the state refers.
   """
 
   initialize: Callable[[int], State]
   next: Callable[[State, Cohorts, int], tuple]
-  models: Callable[[State], Mapping[str, models.Weights]]
-  releases: Callable[[State], Mapping[str, int]]
+  models: Callable[[State], Mapping[str, Sequence[models.Weights]]]
+  releases: Callable[[State], Mapping[str, int]] = lambda state: {}
+  traffic: Mapping[str, Traffic] = MappingProxyType({})
+  client_states: Callable[[State], Iterable[bytes]] = lambda state: ()
 
 
 class Setting(NamedTuple):
@@ -46,6 +68,8 @@ class Setting(NamedTuple):
     unlabelled: The server's distillation data U; `None` if there is none.
     validation: The server's labelled examples `<x, y>`, which measure teachers
       and train nobody; `None` if there are none.
+    client_store: Where methods keep what clients have between rounds; `None`
+      if there is no place for it.
   """
 
   pools: Sequence[pools_lib.Pool]
@@ -53,6 +77,7 @@ class Setting(NamedTuple):
   examples_type: Any
   unlabelled: Optional[unlabelled_lib.UnlabelledData]
   validation: Optional[clients.Examples] = None
+  client_store: Optional[client_store_lib.ClientStore] = None
 
 
 BuildAlgorithmFn = Callable[[Setting, config_lib.Config], Algorithm]

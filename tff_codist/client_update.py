@@ -12,8 +12,8 @@ weight zero.
 """
 
 import collections
-from collections.abc import Sequence
-from typing import NamedTuple, Optional, Union
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +21,7 @@ import tensorflow_federated as tff
 
 from tff_codist import clients
 from tff_codist import config as config_lib
+from tff_codist import local_training
 from tff_codist import losses
 from tff_codist import models
 from tff_codist import registry
@@ -52,6 +53,39 @@ class ClientResult(NamedTuple):
   pseudo_gradient: tuple
   weight: tf.Tensor
   metrics: collections.OrderedDict
+
+
+class MetricsRelease(NamedTuple):
+  """How the metrics of clients' training leave the clients.
+
+  Attributes:
+    report: What a client sends, from its sums, see `ClientResult.metrics`.
+    aggregator: Combines the reports, an unweighted factory.
+    summarize: The cohort's metrics, from what the aggregator gives.
+  """
+
+  report: Callable[[collections.OrderedDict], Any]
+  aggregator: tff.aggregators.UnweightedAggregationFactory
+  summarize: Callable[[Any], collections.OrderedDict]
+
+
+def _means(sums: collections.OrderedDict) -> collections.OrderedDict:
+  return collections.OrderedDict(
+    loss=tf.math.divide_no_nan(sums['loss'], sums['labels']),
+    accuracy=tf.math.divide_no_nan(sums['correct'], sums['labels']),
+    examples=sums['examples'],
+    clients=sums['clients'],
+    clients_dropped=sums['clients_dropped'],
+  )
+
+
+# Exact sums over the cohort: means over its training labels, `loss` (nats) and
+# `accuracy`, and the counts `examples`, `clients` and `clients_dropped`.
+SUMMED_METRICS = MetricsRelease(
+  report=lambda sums: sums,
+  aggregator=tff.aggregators.SumFactory(),
+  summarize=_means,
+)
 
 
 class ClientUpdate(NamedTuple):
@@ -113,41 +147,28 @@ def train_on_client(
     The client's result; all zeros if the update is not finite.
   """
   num_examples = tf.shape(examples['y'])[0]
-  steps_per_epoch = -(-num_examples // batch_size)
-  trained = weights
-  optimizer_state = optimizer.initialize(
-    tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
+
+  def loss_of(trained, rows, seed):
+    x = preprocess(tf.gather(examples['x'], rows), seed)
+    y = tf.gather(examples['y'], rows)
+    mask = losses.label_mask(y, uncounted) if uncounted else None
+    logits = model.logits(trained, x, training=True)
+    loss = losses.masked_mean(losses.cross_entropy(y, logits), mask)
+    return loss, training_sums(loss, y, logits, mask)
+
+  _, trained, sums = local_training.descend(
+    loss_of,
+    weights,
+    optimizer,
+    optimizer.initialize(
+      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
+    ),
+    num_examples=num_examples,
+    epochs=epochs,
+    batch_size=batch_size,
+    seed=examples['seed'],
+    zeros=zero_sums(),
   )
-  loss_sum, correct, labels = (tf.zeros([]) for _ in range(3))
-
-  for epoch in tf.range(epochs):
-    epoch_seed = tf.random.experimental.stateless_fold_in(
-      examples['seed'], epoch
-    )
-    order = tf.random.experimental.stateless_shuffle(
-      tf.range(num_examples), epoch_seed
-    )
-    for step in tf.range(steps_per_epoch):
-      batch = order[step * batch_size : (step + 1) * batch_size]
-      x = preprocess(
-        tf.gather(examples['x'], batch),
-        tf.random.experimental.stateless_fold_in(epoch_seed, step + 1),
-      )
-      y = tf.gather(examples['y'], batch)
-      mask = losses.label_mask(y, uncounted) if uncounted else None
-      with tf.GradientTape() as tape:
-        tape.watch(trained)
-        logits = model.logits(trained, x, training=True)
-        loss = losses.masked_mean(losses.cross_entropy(y, logits), mask)
-      gradient = tape.gradient(loss, trained)
-      optimizer_state, trained = optimizer.next(
-        optimizer_state, trained, gradient
-      )
-      num_labels = losses.num_counted(y, mask)
-      loss_sum += loss * num_labels
-      correct += num_correct(y, logits, mask)
-      labels += num_labels
-
   pseudo_gradient = tf.nest.map_structure(tf.subtract, weights, trained)
   has_examples = tf.cast(num_examples > 0, tf.float32)
   weight = (
@@ -156,9 +177,7 @@ def train_on_client(
     else has_examples
   )
   metrics = collections.OrderedDict(
-    loss=loss_sum,
-    correct=correct,
-    labels=labels,
+    **sums,
     examples=tf.cast(num_examples * epochs, tf.float32),
     clients=has_examples,
   )
@@ -173,42 +192,16 @@ def train_on_client(
   return ClientResult(pseudo_gradient, weight, metrics)
 
 
-def build_client_update(
+def _build_train(
   model: models.Model,
   examples_type: tff.Type,
   preprocess: task_lib.Preprocess,
   config: config_lib.ClientConfig,
   *,
-  aggregator: Optional[AggregationFactory] = None,
-  releases_metrics: bool = True,
-  uncounted: Sequence[int] = (),
-) -> ClientUpdate:
-  """Builds the client update of one pool.
-
-  Args:
-    model: The pool's model.
-    examples_type: TFF type of a client's examples, see `examples_type`.
-    preprocess: From raw `x` to the model's inputs.
-    config: Local training.
-    aggregator: Any `tff.aggregators` factory; `None` takes the one that
-      `config.aggregator` names. An unweighted factory, as those with
-      differential privacy, sees dropped clients as zero updates.
-    releases_metrics: Whether the clients' metrics are summed. Sums without
-      noise are releases that no analysis of the pseudo-gradient's covers.
-    uncounted: Labels that do not count, as padding.
-
-  Returns:
-    The computations, with the type signatures of `ClientUpdate`. The metrics
-    are means over the cohort's training labels, `loss` (nats) and `accuracy`,
-    and the counts `examples`, `clients` and `clients_dropped`; an empty struct
-    without `releases_metrics`.
-
-  Raises:
-    UnknownNameError: If there is no such aggregator.
-  """
-  optimizer = tff.learning.optimizers.build_sgdm(
-    learning_rate=config.learning_rate, momentum=config.momentum or None
-  )
+  uncounted: Sequence[int],
+) -> tff.Computation:
+  """Builds the work of one client: `(<W, <x,y,seed>> -> ClientResult)`."""
+  optimizer = build_client_optimizer(config)
 
   @tff.tensorflow.computation(model.weights_type, examples_type)
   def train(weights, examples):
@@ -224,16 +217,121 @@ def build_client_update(
       uncounted=uncounted,
     )
 
-  @tff.tensorflow.computation(train.type_signature.result.metrics)
-  def summarize(sums):
-    return collections.OrderedDict(
-      loss=tf.math.divide_no_nan(sums['loss'], sums['labels']),
-      accuracy=tf.math.divide_no_nan(sums['correct'], sums['labels']),
-      examples=sums['examples'],
-      clients=sums['clients'],
-      clients_dropped=sums['clients_dropped'],
+  return train
+
+
+def build_client_optimizer(
+  config: config_lib.ClientConfig,
+) -> tff.learning.optimizers.Optimizer:
+  """Returns the optimizer of local training, SGD."""
+  return tff.learning.optimizers.build_sgdm(
+    learning_rate=config.learning_rate, momentum=config.momentum or None
+  )
+
+
+class ClientModel(NamedTuple):
+  """One client's model after local training.
+
+  Attributes:
+    weights: θ_k.
+    share: w_k before normalisation, float32 scalar; 0 if the client has no
+      examples, or its training was not finite: then θ_k = θ.
+  """
+
+  weights: tuple
+  share: tf.Tensor
+
+
+def build_client_models(
+  model: models.Model,
+  examples_type: tff.Type,
+  preprocess: task_lib.Preprocess,
+  config: config_lib.ClientConfig,
+  *,
+  uncounted: Sequence[int] = (),
+) -> tff.Computation:
+  """Builds local training whose models the server sees one by one.
+
+  For methods that need each client's model. No aggregator can protect it.
+
+  Type signature:
+    (<weights=W@SERVER, examples={<x,y,seed>}@CLIENTS> ->
+    <models={<weights=W, share=float32>}@CLIENTS, metrics=M@SERVER>)
+
+  Args:
+    model: The pool's model.
+    examples_type: TFF type of a client's examples, see `examples_type`.
+    preprocess: From raw `x` to the model's inputs.
+    config: Local training.
+    uncounted: Labels that do not count, as padding.
+
+  Returns:
+    The computation. Its models are `ClientModel`s, its metrics those of
+    `SUMMED_METRICS`.
+  """
+  train = _build_train(
+    model, examples_type, preprocess, config, uncounted=uncounted
+  )
+  release = build_metrics_release(
+    SUMMED_METRICS, train.type_signature.result.metrics
+  )
+
+  @tff.tensorflow.computation(model.weights_type, train.type_signature.result)
+  def to_model(weights, result):
+    return ClientModel(
+      tf.nest.map_structure(tf.subtract, weights, result.pseudo_gradient),
+      result.weight,
     )
 
+  @tff.federated_computation(
+    tff.FederatedType(model.weights_type, tff.SERVER),
+    tff.FederatedType(examples_type, tff.CLIENTS),
+  )
+  def train_clients(weights, examples):
+    at_clients = tff.federated_broadcast(weights)
+    results = tff.federated_map(train, (at_clients, examples))
+    metrics = release.next(release.initialize(), results.metrics)
+    return collections.OrderedDict(
+      models=tff.federated_map(to_model, (at_clients, results)),
+      metrics=metrics.result,
+    )
+
+  return train_clients
+
+
+def build_client_update(
+  model: models.Model,
+  examples_type: tff.Type,
+  preprocess: task_lib.Preprocess,
+  config: config_lib.ClientConfig,
+  *,
+  aggregator: Optional[AggregationFactory] = None,
+  metrics: Optional[MetricsRelease] = SUMMED_METRICS,
+  uncounted: Sequence[int] = (),
+) -> ClientUpdate:
+  """Builds the client update of one pool.
+
+  Args:
+    model: The pool's model.
+    examples_type: TFF type of a client's examples, see `examples_type`.
+    preprocess: From raw `x` to the model's inputs.
+    config: Local training.
+    aggregator: Any `tff.aggregators` factory; `None` takes the one that
+      `config.aggregator` names. An unweighted factory, as those with
+      differential privacy, sees dropped clients as zero updates.
+    metrics: What is released of the clients' metrics; `None` is nothing.
+    uncounted: Labels that do not count, as padding.
+
+  Returns:
+    The computations, with the type signatures of `ClientUpdate`. Without
+    `metrics` theirs are an empty struct.
+
+  Raises:
+    UnknownNameError: If there is no such aggregator.
+  """
+  train = _build_train(
+    model, examples_type, preprocess, config, uncounted=uncounted
+  )
   factory = aggregator or aggregators[config.aggregator]()
   is_weighted = isinstance(factory, tff.aggregators.WeightedAggregationFactory)
   process = (
@@ -242,8 +340,18 @@ def build_client_update(
     else factory.create(model.weights_type)
   )
 
+  release = build_metrics_release(metrics, train.type_signature.result.metrics)
+
+  @tff.federated_computation
+  def initialize():
+    return tff.federated_zip(
+      collections.OrderedDict(
+        updates=process.initialize(), metrics=release.initialize()
+      )
+    )
+
   @tff.federated_computation(
-    process.initialize.type_signature.result,
+    initialize.type_signature.result,
     tff.FederatedType(model.weights_type, tff.SERVER),
     tff.FederatedType(examples_type, tff.CLIENTS),
   )
@@ -252,22 +360,109 @@ def build_client_update(
       train, (tff.federated_broadcast(weights), examples)
     )
     aggregated = (
-      process.next(state, results.pseudo_gradient, results.weight)
+      process.next(state.updates, results.pseudo_gradient, results.weight)
       if is_weighted
-      else process.next(state, results.pseudo_gradient)
+      else process.next(state.updates, results.pseudo_gradient)
     )
-    metrics = (
-      tff.federated_map(summarize, tff.federated_sum(results.metrics))
-      if releases_metrics
-      else tff.federated_value(collections.OrderedDict(), tff.SERVER)
-    )
+    released = release.next(state.metrics, results.metrics)
     return collections.OrderedDict(
-      state=aggregated.state,
+      state=tff.federated_zip(
+        collections.OrderedDict(
+          updates=aggregated.state, metrics=released.state
+        )
+      ),
       pseudo_gradient=aggregated.result,
-      metrics=metrics,
+      metrics=released.result,
     )
 
-  return ClientUpdate(initialize=process.initialize, next=next_fn)
+  return ClientUpdate(initialize=initialize, next=next_fn)
+
+
+def build_metrics_release(
+  metrics: Optional[MetricsRelease], sums_type: tff.Type
+) -> tff.templates.AggregationProcess:
+  """Builds the process from the clients' sums to the cohort's metrics.
+
+  Args:
+    metrics: What is released; `None` is nothing, an empty struct.
+    sums_type: TFF type of the sums S, see `ClientResult.metrics`.
+
+  Returns:
+    The process, with the type signature of `next` `(<state=A@SERVER,
+    sums={S}@CLIENTS> -> <state=A@SERVER, result=M@SERVER,
+    measurements=@SERVER>)`.
+  """
+  if metrics is None:
+
+    @tff.federated_computation
+    def nothing():
+      return tff.federated_value((), tff.SERVER)
+
+    @tff.federated_computation(
+      tff.FederatedType((), tff.SERVER),
+      tff.FederatedType(sums_type, tff.CLIENTS),
+    )
+    def release_nothing(state, sums):
+      del sums
+      return tff.templates.MeasuredProcessOutput(
+        state=state,
+        result=tff.federated_value(collections.OrderedDict(), tff.SERVER),
+        measurements=tff.federated_value((), tff.SERVER),
+      )
+
+    return tff.templates.AggregationProcess(nothing, release_nothing)
+
+  report = tff.tensorflow.computation(metrics.report, sums_type)
+  process = metrics.aggregator.create(report.type_signature.result)
+  summarize = tff.tensorflow.computation(
+    metrics.summarize, process.next.type_signature.result.result.member
+  )
+
+  @tff.federated_computation(
+    process.initialize.type_signature.result,
+    tff.FederatedType(sums_type, tff.CLIENTS),
+  )
+  def release(state, sums):
+    aggregated = process.next(state, tff.federated_map(report, sums))
+    return tff.templates.MeasuredProcessOutput(
+      state=aggregated.state,
+      result=tff.federated_map(summarize, aggregated.result),
+      measurements=aggregated.measurements,
+    )
+
+  return tff.templates.AggregationProcess(process.initialize, release)
+
+
+def zero_sums() -> collections.OrderedDict:
+  """Returns the structure of `training_sums`, of zeros."""
+  return collections.OrderedDict(
+    (name, tf.zeros([])) for name in ('loss', 'correct', 'labels')
+  )
+
+
+def training_sums(
+  loss: tf.Tensor,
+  labels: tf.Tensor,
+  logits: tf.Tensor,
+  mask: Optional[tf.Tensor],
+) -> collections.OrderedDict:
+  """Returns a batch's sums over the labels that count.
+
+  Args:
+    loss: Their mean loss.
+    labels: int32 `[batch, ...]`.
+    logits: `[batch, ..., C]`.
+    mask: 1 for the labels that count, else 0; `None` if all count.
+
+  Returns:
+    `loss`, `correct` and `labels`, float32 scalars.
+  """
+  num_labels = losses.num_counted(labels, mask)
+  return collections.OrderedDict(
+    loss=loss * num_labels,
+    correct=num_correct(labels, logits, mask),
+    labels=num_labels,
+  )
 
 
 def num_correct(

@@ -46,6 +46,13 @@ class Cohort(list):
     super().__init__(examples)
     self.client_ids = tuple(client_ids)
 
+  def select(self, places: Iterable[int]) -> 'Cohort':
+    """Returns some of the clients, in the order of their places."""
+    places = list(places)
+    return Cohort(
+      [self[i] for i in places], [self.client_ids[i] for i in places]
+    )
+
 
 def cached(load: LoadFn) -> LoadFn:
   """Returns `load` with a cache of the recently used clients, by 256 MiB."""

@@ -92,12 +92,14 @@ class FederatedPools:
         setting.examples_type,
         task.preprocess,
         config.client,
-        aggregator=aggregator,
-        releases_metrics=aggregator is None,
+        aggregator=protection and protection.aggregator,
+        metrics=(
+          protection.metrics if protection else client_update.SUMMED_METRICS
+        ),
         uncounted=task.padding,
       )
-      for pool, aggregator in zip(
-        setting.pools, mechanisms.build_aggregators(setting.pools, config)
+      for pool, protection in zip(
+        setting.pools, mechanisms.build_protections(setting.pools, config)
       )
     }
     self._server_update = {
@@ -309,15 +311,34 @@ class Exchange:
     return new_state, distilled, metrics
 
 
-def _weights(state: CodistState) -> dict[str, models.Weights]:
-  return {name: pool.weights for name, pool in state.items()}
+def _models(state: CodistState) -> dict[str, tuple[models.Weights]]:
+  return {name: (pool.weights,) for name, pool in state.items()}
 
 
 def _releases(state: CodistState) -> dict[str, int]:
   return {name: int(pool.releases) for name, pool in state.items()}
 
 
-@algorithm.algorithms.register('fed_avg')
+# What federated averaging reads, beside what all algorithms do.
+_AVERAGING = ('server', 'privacy', 'client.aggregator')
+
+
+def model_traffic(
+  setting: algorithm.Setting,
+) -> dict[str, algorithm.Traffic]:
+  """Returns what clients send that train their pool's model.
+
+  |θ| floats down; |θ| floats and the client's weight in the mean up.
+  """
+  return {
+    pool.name: algorithm.Traffic(
+      pool.model.num_parameters, pool.model.num_parameters + 1
+    )
+    for pool in setting.pools
+  }
+
+
+@algorithm.algorithms.register('fed_avg', *_AVERAGING)
 def build_fed_avg(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:
@@ -346,10 +367,14 @@ def build_fed_avg(
     state, step_metrics = pools.step(state, federated)
     return state, {**train_metrics, **step_metrics}
 
-  return algorithm.Algorithm(pools.initialize, next_fn, _weights, _releases)
+  return algorithm.Algorithm(
+    pools.initialize, next_fn, _models, _releases, model_traffic(setting)
+  )
 
 
-@algorithm.algorithms.register('periodic_codist', 'distillation', 'periodic')
+@algorithm.algorithms.register(
+  'periodic_codist', *_AVERAGING, 'distillation', 'periodic'
+)
 def build_periodic_codist(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:
@@ -398,12 +423,15 @@ def build_periodic_codist(
   return algorithm.Algorithm(
     lambda seed: exchange.initialize(pools.initialize(seed)),
     next_fn,
-    _weights,
+    _models,
     _releases,
+    model_traffic(setting),
   )
 
 
-@algorithm.algorithms.register('merged_codist', 'distillation', 'merged')
+@algorithm.algorithms.register(
+  'merged_codist', *_AVERAGING, 'distillation', 'merged'
+)
 def build_merged_codist(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:
@@ -462,6 +490,7 @@ def build_merged_codist(
   return algorithm.Algorithm(
     lambda seed: exchange.initialize(pools.initialize(seed)),
     next_fn,
-    _weights,
+    _models,
     _releases,
+    model_traffic(setting),
   )

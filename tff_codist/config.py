@@ -20,6 +20,9 @@ from tff_codist import errors
 
 _T = TypeVar('_T')
 
+SAMPLINGS = ('fixed', 'poisson', 'epochs')
+ACCOUNTANTS = ('pld', 'rdp')
+
 
 class _Range(NamedTuple):
   """The values that a field may have, in words and as a predicate."""
@@ -30,6 +33,9 @@ class _Range(NamedTuple):
 
 _POSITIVE = _Range('a number above 0', lambda v: 0 < v < math.inf)
 _POSITIVE_ALL = _Range('numbers above 0', lambda v: 0 < v < math.inf)
+_POSITIVE_OR_NONE = _Range(
+  'a number above 0, or None', lambda v: 0 < v < math.inf
+)
 _INNER_SHARE = _Range('a number in (0, 1)', lambda v: 0 < v < 1)
 _DELTA = _Range('a number above 0 and at most 0.01', lambda v: 0 < v <= 0.01)
 _SHARE = _Range('numbers in (0, 1]', lambda v: 0 < v <= 1)
@@ -196,7 +202,7 @@ class PoolsConfig(_Group):
   # fixed: so many, without replacement. poisson: each client on its own, so
   # that cohort_size is expected. epochs: so many, and none of them again before
   # a round cannot be filled with clients that have not trained since.
-  sampling: str = _field('fixed', _one_of('fixed', 'poisson', 'epochs'))
+  sampling: str = _field('fixed', _one_of(*SAMPLINGS))
 
   def __post_init__(self):
     super().__post_init__()
@@ -345,17 +351,16 @@ class PrivacyConfig(_Group):
   # Standard deviation of the noise on the count of clients below the clip of
   # adaptive_gaussian, sigma_b; above half of noise_multiplier. None takes a
   # twentieth of the cohort.
-  clipped_count_stddev: Optional[float] = _field(
-    None, _Range('a number above 0, or None', lambda v: 0 < v < math.inf)
-  )
+  clipped_count_stddev: Optional[float] = _field(None, _POSITIVE_OR_NONE)
+  # Noise multiplier of the clients' training metrics, their loss and accuracy,
+  # which are then released and accounted for. None releases none.
+  metrics_noise_multiplier: Optional[float] = _field(None, _POSITIVE_OR_NONE)
   # Failure probability delta, which should be below one over the clients.
   delta: float = _field(1e-5, _DELTA)
   # Training ends before the worst client's epsilon exceeds it; None: never.
-  max_epsilon: Optional[float] = _field(
-    None, _Range('a number above 0, or None', lambda v: 0 < v < math.inf)
-  )
+  max_epsilon: Optional[float] = _field(None, _POSITIVE_OR_NONE)
   # pld (privacy loss distributions) or rdp (Renyi).
-  accountant: str = _field('pld', _one_of('pld', 'rdp'))
+  accountant: str = _field('pld', _one_of(*ACCOUNTANTS))
   # Draw the noise from the run's seed. Who knows the seed can then take the
   # noise off again: for tests of the program, not for people's data.
   reproducible_noise: bool = False
@@ -386,6 +391,9 @@ class DistillationConfig(_Group):
   beta2: float = _field(0.999, _BELOW_ONE)
   # Epsilon of the distillation's Adam. Above 0.
   epsilon: float = _field(1e-7, _POSITIVE)
+  # Norm to which the gradient of a distillation step is clipped, over all
+  # tensors. Above 0; None clips nothing.
+  clip_norm: Optional[float] = _field(None, _POSITIVE_OR_NONE)
   # Whether that Adam's state goes on from exchange to exchange. A reset Adam
   # with one step is sign descent.
   keep_optimizer_state: bool = True
@@ -491,6 +499,9 @@ class ProgramConfig(_Group):
   # Test clients on which the models are evaluated, a fixed sample drawn by the
   # seed; None takes all.
   evaluation_clients: Optional[int] = _field(None, _COUNT)
+  # Clients of each pool whose own models are evaluated, a fixed sample; for
+  # algorithms that train a model for each client. At least 1.
+  evaluation_models: int = _field(10, _COUNT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s.
 """
 
 import collections
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import tensorflow as tf
@@ -66,31 +66,28 @@ def mean_logits(
 
 def distil(
   student: models.Model,
-  teachers: Sequence[models.Model],
   optimizer: tff.learning.optimizers.Optimizer,
   optimizer_state: collections.OrderedDict,
   weights: models.Weights,
-  teacher_weights: Sequence[models.Weights],
-  shares: tf.Tensor,
+  teach: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
   batches: tf.Tensor,
   *,
   preprocess: task_lib.Preprocess,
   config: config_lib.DistillationConfig,
   uncounted: Sequence[int] = (),
 ) -> tuple:
-  """Distils the teachers into the student; call it in a `tf.function`.
+  """Distils teachers into the student; call it in a `tf.function`.
 
-  Costs one forward pass of every teacher and a forward and backward pass of
-  the student over each batch.
+  Costs what `teach` costs and a forward and backward pass of the student over
+  each batch.
 
   Args:
     student: The student's model.
-    teachers: The teachers' models.
     optimizer: The distillation's Adam.
     optimizer_state: Its state.
     weights: θ_i, where the student starts.
-    teacher_weights: θ_j of each teacher, frozen.
-    shares: w_j of each teacher, adding up to 1.
+    teach: From the step r, an int32 scalar, and the models' inputs x to z(x),
+      the teachers' mean logits.
     batches: Raw inputs u_r, `[steps, batch, ...]`.
     preprocess: From raw inputs to the models' inputs, used without
       augmentation: student and teachers see the same x.
@@ -104,9 +101,10 @@ def distil(
   """
   trained = weights
   loss_sum, entropy_sum = tf.zeros([]), tf.zeros([])
-  for batch in batches:
+  for step in tf.range(tf.shape(batches)[0]):
+    batch = batches[step]
     x = preprocess(batch)
-    teacher_logits = mean_logits(teachers, teacher_weights, shares, x)
+    teacher_logits = teach(step, x)
     mask = losses.logits_mask(batch, uncounted)
     with tf.GradientTape() as tape:
       tape.watch(trained)
@@ -119,6 +117,8 @@ def distil(
         mask=mask,
       )
     gradient = tape.gradient(loss, trained)
+    if config.clip_norm is not None:
+      gradient, _ = tf.clip_by_global_norm(gradient, config.clip_norm)
     optimizer_state, trained = optimizer.next(
       optimizer_state, trained, gradient
     )
@@ -163,55 +163,138 @@ def build_distillation(
   Raises:
     UnknownNameError: If there is no such loss.
   """
-  losses.distillation_losses[config.loss]
-  optimizer = tff.learning.optimizers.build_adam(
-    learning_rate, config.beta1, config.beta2, config.epsilon
+
+  def teach(teacher_weights, shares):
+    return lambda step, x: mean_logits(teachers, teacher_weights, shares, x)
+
+  return _build_pass(
+    student,
+    x_type,
+    preprocess,
+    config,
+    _adam(learning_rate, config),
+    teach,
+    teachers=tff.StructWithPythonType(
+      [teacher.weights_type for teacher in teachers], tuple
+    ),
+    shares=tff.TensorType(np.float32, (len(teachers),)),
+    uncounted=uncounted,
   )
 
-  @tff.tensorflow.computation(student.weights_type)
-  def start(weights):
+
+def build_imitation(
+  student: models.Model,
+  x_type: tff.TensorType,
+  preprocess: task_lib.Preprocess,
+  config: config_lib.DistillationConfig,
+  *,
+  learning_rate: Union[float, Callable[[tf.Tensor], tf.Tensor]],
+  uncounted: Sequence[int] = (),
+) -> Distillation:
+  """Builds the distillation of given logits into one student.
+
+  For teachers whose mean logits z(x) are known: those of many clients' models,
+  shared by several students.
+
+  Args:
+    student: The student's model.
+    x_type: TFF type of raw inputs, `[?, ...]`.
+    preprocess: From raw inputs to the models' inputs.
+    config: Loss, temperature and Adam.
+    learning_rate: Learning rate of the distillation's Adam, above 0, or a
+      function from the number of steps since `initialize` to it.
+    uncounted: Input tokens after which nothing is predicted.
+
+  Returns:
+    As `build_distillation`, but `next` has `logits=float32[steps, batch, ...,
+    C]@SERVER` in place of teachers and shares.
+
+  Raises:
+    UnknownNameError: If there is no such loss.
+  """
+  return _build_pass(
+    student,
+    x_type,
+    preprocess,
+    config,
+    _adam(learning_rate, config),
+    lambda logits: lambda step, x: logits[step],
+    logits=tff.TensorType(np.float32, (None, None, *student.output_shape)),
+    uncounted=uncounted,
+  )
+
+
+def _adam(
+  learning_rate: Union[float, Callable[[tf.Tensor], tf.Tensor]],
+  config: config_lib.DistillationConfig,
+) -> tff.learning.optimizers.Optimizer:
+  is_constant = isinstance(learning_rate, (int, float))
+  adam = tff.learning.optimizers.build_adam(
+    learning_rate if is_constant else 1.0,
+    config.beta1,
+    config.beta2,
+    config.epsilon,
+  )
+  if is_constant:
+    return adam
+  return tff.learning.optimizers.schedule_learning_rate(adam, learning_rate)
+
+
+def _build_pass(
+  student: models.Model,
+  x_type: tff.TensorType,
+  preprocess: task_lib.Preprocess,
+  config: config_lib.DistillationConfig,
+  optimizer: tff.learning.optimizers.Optimizer,
+  build_teach: Callable[..., Callable[[tf.Tensor, tf.Tensor], tf.Tensor]],
+  *,
+  uncounted: Sequence[int],
+  **teaching: tff.Type,
+) -> Distillation:
+  """Builds passes whose teachers are a function of further arguments.
+
+  Args:
+    student, x_type, preprocess, config, uncounted: As `build_distillation`.
+    optimizer: The distillation's Adam.
+    build_teach: From the further arguments to `teach`, see `distil`.
+    **teaching: TFF types of the further arguments.
+  """
+  losses.distillation_losses[config.loss]
+
+  def fresh(weights):
     return optimizer.initialize(
       tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
     )
 
-  state_type = start.type_signature.result
-  teachers_type = tff.StructWithPythonType(
-    [teacher.weights_type for teacher in teachers], tuple
+  start = tff.tensorflow.computation(fresh, student.weights_type)
+  types = collections.OrderedDict(
+    state=start.type_signature.result,
+    weights=student.weights_type,
+    **teaching,
+    batches=tff.TensorType(x_type.dtype, (None, *x_type.shape)),
   )
-  shares_type = tff.TensorType(np.float32, (len(teachers),))
-  batches_type = tff.TensorType(x_type.dtype, (None, *x_type.shape))
 
-  @tff.tensorflow.computation(
-    state_type, student.weights_type, teachers_type, shares_type, batches_type
-  )
-  def run(state, weights, teacher_weights, shares, batches):
+  @tff.tensorflow.computation(types)
+  def run(arguments):
+    state, weights = arguments['state'], arguments['weights']
     if not config.keep_optimizer_state:
-      state = optimizer.initialize(
-        tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
+      state = fresh(weights)
+
+    @tf.function
+    def teach_and_learn():
+      return distil(
+        student,
+        optimizer,
+        state,
+        weights,
+        build_teach(*(arguments[name] for name in teaching)),
+        arguments['batches'],
+        preprocess=preprocess,
+        config=config,
+        uncounted=uncounted,
       )
-    new_state, pseudo_gradient, metrics = tf.function(distil)(
-      student,
-      teachers,
-      optimizer,
-      state,
-      weights,
-      teacher_weights,
-      shares,
-      batches,
-      preprocess=preprocess,
-      config=config,
-      uncounted=uncounted,
-    )
-    is_finite = models.all_finite(pseudo_gradient)
-    state, pseudo_gradient = tf.cond(
-      is_finite,
-      lambda: (new_state, pseudo_gradient),
-      lambda: (state, tf.nest.map_structure(tf.zeros_like, pseudo_gradient)),
-    )
-    metrics['rejected'] = 1 - tf.cast(is_finite, tf.float32)
-    return collections.OrderedDict(
-      state=state, pseudo_gradient=pseudo_gradient, metrics=metrics
-    )
+
+    return _reject_if_not_finite(state, *teach_and_learn())
 
   @tff.federated_computation(
     tff.FederatedType(student.weights_type, tff.SERVER)
@@ -220,16 +303,34 @@ def build_distillation(
     return tff.federated_map(start, weights)
 
   @tff.federated_computation(
-    tff.FederatedType(state_type, tff.SERVER),
-    tff.FederatedType(student.weights_type, tff.SERVER),
-    tff.FederatedType(teachers_type, tff.SERVER),
-    tff.FederatedType(shares_type, tff.SERVER),
-    tff.FederatedType(batches_type, tff.SERVER),
+    collections.OrderedDict(
+      (name, tff.FederatedType(type_, tff.SERVER))
+      for name, type_ in types.items()
+    )
   )
-  def next_fn(state, weights, teachers, shares, batches):
-    return tff.federated_map(run, (state, weights, teachers, shares, batches))
+  def next_fn(arguments):
+    return tff.federated_map(run, tff.federated_zip(arguments))
 
   return Distillation(initialize=initialize, next=next_fn)
+
+
+def _reject_if_not_finite(
+  state: Any,
+  new_state: Any,
+  pseudo_gradient: tuple,
+  metrics: collections.OrderedDict,
+) -> collections.OrderedDict:
+  """Returns the result of a pass, or of none if it is not finite."""
+  is_finite = models.all_finite(pseudo_gradient)
+  state, pseudo_gradient = tf.cond(
+    is_finite,
+    lambda: (new_state, pseudo_gradient),
+    lambda: (state, tf.nest.map_structure(tf.zeros_like, pseudo_gradient)),
+  )
+  metrics['rejected'] = 1 - tf.cast(is_finite, tf.float32)
+  return collections.OrderedDict(
+    state=state, pseudo_gradient=pseudo_gradient, metrics=metrics
+  )
 
 
 def build_apply(model: models.Model) -> tff.Computation:

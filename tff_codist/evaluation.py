@@ -1,7 +1,7 @@
 """Measuring the pools' models on the test clients, overall and by domain."""
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -174,12 +174,12 @@ class Evaluator:
     }
 
   def evaluate(
-    self, models_weights: Mapping[str, models.Weights]
+    self, pool_models: Mapping[str, Sequence[models.Weights]]
   ) -> dict[str, float]:
     """Returns the metrics of the pools' models.
 
     Args:
-      models_weights: {pool: weights}.
+      pool_models: {pool: weights of each of its models}.
 
     Returns:
       For each pool under `eval/<pool>/`: `loss` (nats), `accuracy`, the task's
@@ -187,9 +187,10 @@ class Evaluator:
       the labels of all clients. The same by domain under
       `eval/<pool>/<domain>/`, and, if the pool trains on some domains only,
       under `in_domain/` and `out_of_domain/`. `accuracy_p10`, `_p50` and
-      `_p90` are quantiles over the clients.
+      `_p90` are quantiles over the clients. A pool of several models has the
+      means of theirs.
     """
-    chunks = {name: [] for name in self._evaluations}
+    chunks = {name: [[] for _ in own] for name, own in pool_models.items()}
     ids = self._test.client_ids
     for start in range(0, len(ids), _CLIENTS_AT_ONCE):
       examples = [
@@ -197,15 +198,19 @@ class Evaluator:
         for client_id in ids[start : start + _CLIENTS_AT_ONCE]
       ]
       for name, evaluate in self._evaluations.items():
-        results = evaluate(models_weights[name], examples)
-        chunks[name].append(tf.nest.map_structure(_stack, *results))
+        for weights, parts in zip(pool_models[name], chunks[name]):
+          results = evaluate(weights, examples)
+          parts.append(tf.nest.map_structure(_stack, *results))
     metrics = {}
     for pool in self._pools:
-      sums = tf.nest.map_structure(
-        lambda *parts: np.concatenate(parts), *chunks[pool.name]
-      )
-      for name, value in self._summarize(pool, sums).items():
-        metrics[f'eval/{pool.name}/{name}'] = value
+      summaries = [
+        self._summarize(pool, tf.nest.map_structure(_concatenate, *parts))
+        for parts in chunks[pool.name]
+      ]
+      for name in summaries[0]:
+        metrics[f'eval/{pool.name}/{name}'] = float(
+          np.mean([summary[name] for summary in summaries])
+        )
     return metrics
 
   def _with_domain(self, examples: clients.Examples) -> clients.Examples:
@@ -238,6 +243,10 @@ class Evaluator:
 def _stack(*clients: np.ndarray) -> np.ndarray:
   """Returns `[clients, domains]` from each client's `[domains]`."""
   return np.array(clients, np.float64)
+
+
+def _concatenate(*parts: np.ndarray) -> np.ndarray:
+  return np.concatenate(parts)
 
 
 def _means(totals: Mapping[str, Any], pad_id: Optional[int]) -> dict:

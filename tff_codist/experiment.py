@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from tff_codist import algorithm
+from tff_codist import client_store as client_store_lib
 from tff_codist import client_update
 from tff_codist import clients
 from tff_codist import codist  # Registers its algorithms.
@@ -110,16 +111,20 @@ def check_no_idle_field(
   if unlabelled.sources == ('none',):
     replaced['unlabelled.max_examples'] = sources
   chosen = (
-    (task_lib.tasks, [config.task.name]),
-    (algorithm.algorithms, [config.algorithm.name]),
-    (server_update.server_optimizers, [config.server.optimizer]),
-    (mechanisms.mechanisms, config.privacy.mechanism),
-    (runtime.runtimes, [config.runtime.name]),
+    ('task.name', task_lib.tasks, [config.task.name]),
+    ('algorithm.name', algorithm.algorithms, [config.algorithm.name]),
+    (
+      'server.optimizer',
+      server_update.server_optimizers,
+      [config.server.optimizer],
+    ),
+    ('privacy.mechanism', mechanisms.mechanisms, config.privacy.mechanism),
+    ('runtime.name', runtime.runtimes, [config.runtime.name]),
   )
   for field in given:
     idle_with = [
-      repr(names[0])
-      for table, names in chosen
+      f'{names[0]!r} (--{choice})'
+      for choice, table, names in chosen
       if not any(table.reads(name, field) for name in names)
     ]
     if replaced.get(field):
@@ -132,11 +137,16 @@ def check_no_idle_field(
       )
 
 
-def build_experiment(config: config_lib.Config) -> Experiment:
+def build_experiment(
+  config: config_lib.Config,
+  *,
+  client_store: Optional[client_store_lib.ClientStore] = None,
+) -> Experiment:
   """Builds everything that a run needs; loads data, computes nothing.
 
   Args:
     config: The configuration.
+    client_store: Where methods keep what clients have between rounds.
 
   Returns:
     The experiment.
@@ -186,6 +196,7 @@ def build_experiment(config: config_lib.Config) -> Experiment:
       task, config.unlabelled, client_ids=distillation_clients, seed=seed
     ),
     validation=_validation(task, validation_clients),
+    client_store=client_store,
   )
   test, num_test = task.test, config.program.evaluation_clients
   if num_test is not None:

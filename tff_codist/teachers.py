@@ -9,12 +9,14 @@ can be trusted.
 import collections
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_codist import algorithm
+from tff_codist import computations
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import evaluation
@@ -57,7 +59,7 @@ def build_entropy(
     )
     return tf.math.divide_no_nan(total, positions)
 
-  return _at_server(mean_entropy, model.weights_type, x_type)
+  return computations.at_server(mean_entropy, model.weights_type, x_type)
 
 
 def build_agreement(
@@ -111,7 +113,7 @@ def build_agreement(
   weights_type = tff.StructWithPythonType(
     [model.weights_type for model in pool_models], tuple
   )
-  return _at_server(compare, weights_type, x_type)
+  return computations.at_server(compare, weights_type, x_type)
 
 
 def build_validation(
@@ -183,7 +185,7 @@ def build_validation(
     [('x', examples_type['x']), ('y', examples_type['y'])],
     collections.OrderedDict,
   )
-  return _at_server(validate, model.weights_type, validation_type)
+  return computations.at_server(validate, model.weights_type, validation_type)
 
 
 class Teachers:
@@ -224,30 +226,42 @@ class Teachers:
     return {metric: float(value) for metric, value in result.items()}
 
   def measure(
-    self, models_weights: Mapping[str, models.Weights]
+    self, pool_models: Mapping[str, Sequence[models.Weights]]
   ) -> dict[str, float]:
     """Returns the metrics of the pools' models as teachers.
 
     Args:
-      models_weights: {pool: weights}.
+      pool_models: {pool: weights of each of its models}.
 
     Returns:
       On a fixed sample of U, `exchange/<pool>/entropy` (nats), and with two
-      pools or more `exchange/agreement_top1` and `exchange/agreement_kl`. On
-      the validation set, if there is one, `exchange/<pool>/validation_loss`,
-      `/validation_accuracy` and `/calibration_error`.
+      pools or more `exchange/agreement_top1` and `exchange/agreement_kl` of
+      their first models. On the validation set, if there is one,
+      `exchange/<pool>/validation_loss`, `/validation_accuracy` and
+      `/calibration_error`. A pool of several models has the means of theirs.
     """
     metrics = {}
-    for name, weights in models_weights.items():
-      if name in self._entropy:
-        metrics[f'exchange/{name}/entropy'] = self.entropy(name, weights)
-      if name in self._validation:
-        for metric, value in self.validate(name, weights).items():
-          metrics[f'exchange/{name}/{metric}'] = value
+    for name, own in pool_models.items():
+      of_models = [self._measure_one(name, weights) for weights in own]
+      for metric in of_models[0]:
+        metrics[f'exchange/{name}/{metric}'] = statistics.fmean(
+          values[metric] for values in of_models
+        )
     if self._agreement is not None:
-      result = self._agreement(tuple(models_weights.values()), self._x)
+      firsts = tuple(own[0] for own in pool_models.values())
+      result = self._agreement(firsts, self._x)
       for metric, value in result.items():
         metrics[f'exchange/{metric}'] = float(value)
+    return metrics
+
+  def _measure_one(
+    self, name: str, weights: models.Weights
+  ) -> dict[str, float]:
+    metrics = {}
+    if name in self._entropy:
+      metrics['entropy'] = self.entropy(name, weights)
+    if name in self._validation:
+      metrics |= self.validate(name, weights)
     return metrics
 
 
@@ -299,14 +313,3 @@ class Gate:
       metrics = self._teachers.validate(name, weights)
       return metrics['validation_accuracy'] >= self._min_accuracy
     return True
-
-
-def _at_server(function, *types: tff.Type) -> tff.Computation:
-  """Wraps a function of tensors as a computation at the server."""
-  work = tff.tensorflow.computation(function, types)
-
-  @tff.federated_computation([tff.FederatedType(t, tff.SERVER) for t in types])
-  def compute(arguments):
-    return tff.federated_map(work, arguments)
-
-  return compute

@@ -120,7 +120,10 @@ def run_rounds(runtime_name: str, num_rounds: int) -> Iterator[Optional[Round]]:
   with processes.install_runtime(runtime_name), contextlib.closing(loader):
     state = experiment.algorithm.initialize(config.seed)
     distil = build_bare_distillation(
-      experiment, experiment.algorithm.models(state)
+      experiment,
+      {
+        name: own for name, (own,) in experiment.algorithm.models(state).items()
+      },
     )
     for round_num in range(1, num_rounds + 1):
       round_started = time.monotonic()

@@ -29,6 +29,8 @@ class Model:
     input_shape: Shape of one input, without the batch dimension.
     input_dtype: Type of the inputs.
     num_classes: Length C of a logits vector.
+    output_shape: Shape of one output, `(C,)` or, for sequences, `(length, C)`,
+      where an open length is `None`.
     num_logits: Logits of one example: C, for sequences C times their length.
     num_parameters: Number of trainable weights, |θ|.
     weights_type: TFF type of the weights, a tuple of float32 tensors.
@@ -65,6 +67,7 @@ class Model:
     self.input_shape = tuple(inputs.shape[1:])
     self.input_dtype = inputs.dtype
     self.num_classes = int(outputs.shape[-1])
+    self.output_shape = tuple(outputs.shape[1:])
     self.num_logits = math.prod(size or 1 for size in outputs.shape[1:])
     self.num_parameters = keras_model.count_params()
     self.weights_type = tff.StructWithPythonType(

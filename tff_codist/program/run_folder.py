@@ -37,6 +37,7 @@ class RunFolder:
     metrics: The CSV file of the metrics.
     events: Folder of the TensorBoard events.
     models: Folder of the final Keras models.
+    clients: The file of what clients keep between rounds.
   """
 
   def __init__(self, path: os.PathLike):
@@ -46,6 +47,7 @@ class RunFolder:
     self.metrics = self.path / 'metrics.csv'
     self.events = self.path / 'events'
     self.models = self.path / 'models'
+    self.clients = self.path / 'clients.sqlite'
     self._config = self.path / 'config.json'
     self._environment = self.path / 'environment.json'
     self._pools = self.path / 'pools.json'

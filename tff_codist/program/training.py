@@ -1,6 +1,7 @@
 """The training loop: rounds, evaluation, records, checkpoints, resume."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import shlex
@@ -8,11 +9,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Optional
 
 import numpy as np
 
+from tff_codist import client_store
 from tff_codist import clients
 from tff_codist import config as config_lib
 from tff_codist import errors
@@ -58,9 +60,10 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   folder.check(config)
   if folder.is_done:
     return
-  with stopping.StopOnSignal() as stop:
+  store = client_store.ClientStore(folder.clients)
+  with stopping.StopOnSignal() as stop, contextlib.closing(store):
     with stop.interruptible():
-      experiment = experiment_lib.build_experiment(config)
+      experiment = experiment_lib.build_experiment(config, client_store=store)
       ledger = ledger_lib.open_ledger(experiment.pools, config)
     context = runtime.install(config.runtime.name, **config.runtime.options)
     with context, folder.lock():
@@ -91,8 +94,10 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
   """
   folder = run_folder_lib.RunFolder(run_dir)
   config = folder.read_config()
-  experiment = experiment_lib.build_experiment(config)
-  with runtime.install(config.runtime.name, **config.runtime.options):
+  store = client_store.ClientStore(folder.clients)
+  experiment = experiment_lib.build_experiment(config, client_store=store)
+  context = runtime.install(config.runtime.name, **config.runtime.options)
+  with context, contextlib.closing(store):
     state, round_num = asyncio.run(
       _checkpoint_manager(folder, config).load_latest(
         experiment.algorithm.initialize(config.seed)
@@ -104,8 +109,8 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
         expected='a run with at least one checkpoint',
         fix='start the run again with the command in environment.json',
       )
-    models_weights = experiment.algorithm.models(state)
-    return round_num, _Evaluation(experiment).measure(models_weights)
+    pool_models = experiment.algorithm.models(state)
+    return round_num, _Evaluation(experiment).measure(pool_models)
 
 
 def _run_rounds(
@@ -119,6 +124,7 @@ def _run_rounds(
   with stop.interruptible():
     state = algorithm.initialize(config.seed)
   checkpoint_manager = _checkpoint_manager(folder, config)
+  store = experiment.setting.client_store
   saved, last_round = asyncio.run(checkpoint_manager.load_latest(state))
   state = state if saved is None else saved
   asyncio.run(checkpoint_manager.remove_after(last_round))
@@ -136,12 +142,15 @@ def _run_rounds(
     last_round=final_round,
     domains=experiment.task.domains,
   )
-  round_costs = costs.round_costs(experiment.pools)
+  round_costs = costs.round_costs(experiment.pools, algorithm.traffic)
 
   def save() -> None:
     versions = asyncio.run(checkpoint_manager.get_versions()) or ()
     if last_round not in versions:
+      # A checkpoint never refers to what is not there.
+      store.keep(last_round, algorithm.client_states(state))
       asyncio.run(checkpoint_manager.save(state, last_round))
+      store.keep_only(asyncio.run(checkpoint_manager.get_versions()))
 
   try:
     if last_round == 0:
@@ -177,8 +186,12 @@ def _run_rounds(
     recorder.close()
   if ledger:
     folder.write_privacy_statement(ledger.statement(algorithm.releases(state)))
+  pool_models = algorithm.models(state)
   for pool in experiment.pools:
-    _save_model(pool, algorithm.models(state)[pool.name], folder)
+    own = pool_models[pool.name]
+    for i, weights in enumerate(own):
+      name = f'{pool.name}_{i}' if len(own) > 1 else pool.name
+      _save_model(pool, weights, folder.models / f'{name}.keras')
 
 
 def _checkpoint_manager(
@@ -198,18 +211,18 @@ class _Evaluation:
     self._teachers = teachers.Teachers(setting)
 
   def measure(
-    self, models_weights: Mapping[str, models.Weights]
+    self, pool_models: Mapping[str, Sequence[models.Weights]]
   ) -> dict[str, float]:
     started = time.monotonic()
-    metrics = self._evaluator.evaluate(models_weights)
-    metrics |= self._teachers.measure(models_weights)
+    metrics = self._evaluator.evaluate(pool_models)
+    metrics |= self._teachers.measure(pool_models)
     metrics['time/evaluation_seconds'] = time.monotonic() - started
     return metrics
 
 
-def _check_finite(models_weights, round_num: int) -> None:
-  for name, weights in models_weights.items():
-    if not all(np.isfinite(w).all() for w in weights):
+def _check_finite(pool_models, round_num: int) -> None:
+  for name, own in pool_models.items():
+    if not all(np.isfinite(w).all() for weights in own for w in weights):
       raise errors.NonFiniteModelError(
         f'model {name!r} with values that are not finite after round '
         f'{round_num}',
@@ -218,9 +231,9 @@ def _check_finite(models_weights, round_num: int) -> None:
       )
 
 
-def _save_model(pool, weights, folder: run_folder_lib.RunFolder) -> None:
-  """Saves a pool's final model as Keras's own file."""
-  with tempfile.TemporaryDirectory() as temporary:
-    path = pathlib.Path(temporary) / 'model.keras'
-    pool.model.to_keras(weights).save(path, save_format='keras')
-    files.write(folder.models / f'{pool.name}.keras', path.read_bytes())
+def _save_model(pool, weights, path: pathlib.Path) -> None:
+  """Saves a final model of a pool as Keras's own file."""
+  with tempfile.TemporaryDirectory() as folder:
+    temporary = pathlib.Path(folder) / 'model.keras'
+    pool.model.to_keras(weights).save(temporary, save_format='keras')
+    files.write(path, temporary.read_bytes())

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_codist import algorithm
+from tff_codist import client_store
 from tff_codist import client_update
 from tff_codist import clients
 from tff_codist import models
@@ -17,6 +18,8 @@ from tff_codist import unlabelled as unlabelled_lib
 
 NUM_CLASSES = 3
 NUM_FEATURES = 4
+# Clients that are in every pool of `make_setting`, more than any cohort has.
+COMMON_CLIENTS = ('06', '07', '08', '09', '10', '11')
 
 MODELS = {
   'small': functools.partial(
@@ -97,6 +100,7 @@ def make_setting(
       if unlabelled
       else None
     ),
+    client_store=client_store.ClientStore(':memory:'),
   )
 
 
