@@ -173,6 +173,13 @@ def test_missing_run_dir():
     command_line.parse([], description='')
 
 
+def test_command_that_writes_nowhere_takes_no_folder():
+  arguments = command_line.parse(['--seed=3'], description='', folder_flag=None)
+  assert (arguments.config.seed, arguments.folder) == (3, None)
+  with pytest.raises(errors.UnknownNameError, match="'--run_dir'"):
+    command_line.parse(['--run_dir=r'], description='', folder_flag=None)
+
+
 def test_flags_override_the_preset():
   config = command_line.parse(
     [

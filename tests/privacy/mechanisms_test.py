@@ -7,16 +7,25 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_codist import client_update
 from tff_codist import codist
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import models
 from tff_codist import pools as pools_lib
+from tff_codist.privacy import accounting
+from tff_codist.privacy import ledger
 from tff_codist.privacy import mechanisms
 from tff_codist.testing import toys
 
 _MECHANISMS = ('gaussian', 'adaptive_gaussian', 'tree')
 _COHORT = 4
+
+
+@pytest.fixture(autouse=True)
+def allow_any_noise(monkeypatch):
+  """With noise too small to protect anyone, the mean itself shows."""
+  monkeypatch.setattr(accounting, '_LEAST_NOISE', 0)
 
 
 def _pool(sampling='fixed', num_clients=12):
@@ -44,14 +53,14 @@ def _config(mechanism, *, seed=1, **privacy):
   )
 
 
-def _process(mechanism, *, value_type=None, seed=1, **privacy):
+def _process(mechanism, *, seed=1, **privacy):
   """Returns the aggregation process of a pool, for its weights."""
   sampling = 'epochs' if mechanism == 'tree' else 'fixed'
   pool = _pool(sampling)
-  (factory,) = mechanisms.build_aggregators(
+  (protection,) = mechanisms.build_protections(
     [pool], _config(mechanism, seed=seed, **privacy)
   )
-  return factory.create(pool.model.weights_type)
+  return protection.aggregator.create(pool.model.weights_type)
 
 
 def _updates(*norms):
@@ -97,8 +106,8 @@ def test_noise_has_the_stated_variance(mechanism, context):
   config = _config(
     mechanism, noise_multiplier=(2.0,), clip=(0.5,), clipped_count_stddev=1.25
   )
-  (factory,) = mechanisms.build_aggregators([pool], config)
-  process = factory.create(weights_type)
+  (protection,) = mechanisms.build_protections([pool], config)
+  process = protection.aggregator.create(weights_type)
   nothing = [(np.zeros((200, 200), np.float32),)] * _COHORT
   state = process.initialize()
   output = process.next(state, nothing)
@@ -230,6 +239,75 @@ def test_without_noise_and_clip_it_is_fed_avg_with_the_expected_count(context):
   assert right['a'].releases == 1
 
 
+def test_metrics_are_released_with_their_noise(context):
+  # Four clients of four: the means are of shares in [0, 1], times log C.
+  release = _metrics_release(noise_multiplier=1e-6)
+  num_classes = _pool().model.num_classes
+  sums = [
+    _sums(loss=2.0, correct=1.0, labels=4.0),
+    _sums(loss=0.0, correct=4.0, labels=4.0),
+    _sums(loss=1e9, correct=0.0, labels=4.0),
+    _sums(loss=float('nan'), correct=0.0, labels=4.0),
+  ]
+  output = release.next(release.initialize(), sums)
+  most = np.log(num_classes)
+  np.testing.assert_allclose(
+    output.result['loss'], (0.5 + 0 + 2 * most) / 4, rtol=1e-4
+  )
+  np.testing.assert_allclose(output.result['accuracy'], 1.25 / 4, rtol=1e-4)
+
+
+def test_metrics_have_the_stated_noise(in_process):
+  release = _metrics_release(noise_multiplier=3.0)
+  state = release.initialize()
+  accuracies = [
+    float(release.next(state, []).result['accuracy']) for _ in range(400)
+  ]
+  # On a sum of vectors of a norm of at most sqrt(2); 400 draws give 10 %.
+  expected = 3.0 * np.sqrt(2) / _COHORT
+  np.testing.assert_allclose(np.std(accuracies), expected, rtol=0.15)
+
+
+def _metrics_release(noise_multiplier):
+  config = _config('gaussian', metrics_noise_multiplier=noise_multiplier)
+  (protection,) = mechanisms.build_protections([_pool()], config)
+  sums_type = tff.StructWithPythonType(
+    [(name, np.float32) for name in _sums()], collections.OrderedDict
+  )
+  return client_update.build_metrics_release(protection.metrics, sums_type)
+
+
+def _sums(**values):
+  names = ('loss', 'correct', 'labels', 'examples', 'clients')
+  return collections.OrderedDict(
+    (name, np.float32(values.get(name, 0))) for name in names
+  )
+
+
+def test_noised_metrics_are_in_the_round_and_in_epsilon(in_process):
+  setting = toys.make_setting(['small'], unlabelled=False)
+  config = config_lib.change(
+    _config('gaussian', noise_multiplier=(1.0,)),
+    pools={'names': ('a',)},
+  )
+  noised = config_lib.change(config, privacy={'metrics_noise_multiplier': 2.0})
+  built = codist.build_fed_avg(setting, noised)
+  _, metrics = built.next(built.initialize(1), toys.load_cohorts(setting, 1), 1)
+  assert {'train/a/loss', 'train/a/accuracy'} <= set(metrics)
+  assert 'train/a/clients' not in metrics
+  (one,), (other,) = (
+    ledger.planned_releases(setting.pools, c) for c in (config, noised)
+  )
+  assert other.gaussians[0].noise_multiplier == pytest.approx(
+    (1.0 + 2.0**-2) ** -0.5
+  )
+  assert one.gaussians[0].noise_multiplier == 1.0
+
+
+def test_accountant_knows_every_mechanism():
+  assert {'none', *accounting.MECHANISMS} == {*mechanisms.mechanisms.names()}
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
@@ -245,18 +323,18 @@ def test_without_noise_and_clip_it_is_fed_avg_with_the_expected_count(context):
 def test_what_would_break_the_guarantee_is_refused(change, message):
   config = config_lib.change(_config('gaussian'), **change)
   with pytest.raises(errors.ConfigError, match=message):
-    mechanisms.build_aggregators([_pool()], config)
+    mechanisms.build_protections([_pool()], config)
 
 
 def test_tree_needs_bounded_participation():
   with pytest.raises(errors.ConfigError, match='epochs'):
-    mechanisms.build_aggregators([_pool('poisson')], _config('tree'))
+    mechanisms.build_protections([_pool('poisson')], _config('tree'))
 
 
 def test_adaptive_clip_needs_noise_on_its_count():
   config = _config('adaptive_gaussian', noise_multiplier=(1.0,))
-  with pytest.raises(errors.ConfigError, match='clipped_count_stddev'):
-    mechanisms.build_aggregators([_pool()], config)
+  with pytest.raises(errors.ConfigError, match='count of clipped clients'):
+    mechanisms.build_protections([_pool()], config)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +356,7 @@ def test_values_out_of_range_are_refused(field, value):
 
 def test_unknown_mechanism_names_the_nearest():
   with pytest.raises(errors.UnknownNameError, match="'gaussian'"):
-    mechanisms.build_aggregators([_pool()], _config('gausian'))
+    mechanisms.build_protections([_pool()], _config('gausian'))
 
 
 def test_integers_are_taken_as_numbers(in_process):

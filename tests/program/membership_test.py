@@ -81,6 +81,10 @@ def test_describe_counts_the_labels_of_every_client():
   assert b['clients']['07'] == a['clients']['07']
   assert described['overlaps'] == {'a & b': 6}
   assert described['disjoint'] is False
+  assert described['groups'] == [
+    {'pools': ['a'], 'clients': 6},
+    {'pools': ['a', 'b'], 'clients': 6},
+  ]
   assert described['distillation_clients'] == 2
   assert described['distillation_examples'] == 50
   assert described['validation_clients'] == 0

@@ -32,11 +32,11 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import optimize
 
+from tff_codist import clients as clients_lib
+from tff_codist import config as config_lib
 from tff_codist import errors
 
 MECHANISMS = ('gaussian', 'adaptive_gaussian', 'tree')
-SAMPLINGS = ('poisson', 'fixed', 'epochs')
-ACCOUNTANTS = ('pld', 'rdp')
 
 _UNIT = 'The unit is one client with all of its data, added or removed.'
 # With a larger delta, a mechanism may publish one client in a hundred.
@@ -118,7 +118,7 @@ class Releases:
 
   def __post_init__(self):
     _check_name('mechanism', self.mechanism, MECHANISMS)
-    _check_name('sampling', self.sampling, SAMPLINGS)
+    _check_name('sampling', self.sampling, config_lib.SAMPLINGS)
     self._check_counts()
     for noise in (
       self.noise_multiplier,
@@ -227,7 +227,7 @@ class Releases:
 
   @property
   def _rounds_per_epoch(self) -> int:
-    return self.clients // self.cohort
+    return clients_lib.rounds_per_epoch(self.clients, self.cohort)
 
   @property
   def _nodes_of_a_client(self) -> int:
@@ -626,7 +626,7 @@ def _require(holds: bool, found: str, expected: str, fix: str) -> None:
 def _check_target(
   delta: float, accountant: str, target_epsilon: float = 1.0
 ) -> None:
-  _check_name('accountant', accountant, ACCOUNTANTS)
+  _check_name('accountant', accountant, config_lib.ACCOUNTANTS)
   _require(
     0 < delta <= _MOST_DELTA,
     f'delta = {delta:g}',

@@ -7,13 +7,60 @@ configuration says.
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping, Sequence
-from typing import Optional
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Optional, Protocol
 
 from tff_codist import config as config_lib
 from tff_codist import errors
-from tff_codist import pools as pools_lib
 from tff_codist.privacy import accounting
+
+
+class Pool(Protocol):
+  """What is read of a `pools.Pool`; importing that would load TensorFlow."""
+
+  name: str
+  client_ids: Collection[Hashable]
+  cohort_size: int
+  sampling: str
+
+
+def planned_releases(
+  pools: Sequence[Pool], config: config_lib.Config
+) -> tuple[accounting.Releases, ...]:
+  """Returns what the pools with a mechanism are going to release.
+
+  Args:
+    pools: The pools.
+    config: The groups `privacy`, `pools` and `program`.
+
+  Raises:
+    ConfigError: If a value is out of its range.
+    UnknownNameError: If there is no such mechanism.
+  """
+  privacy = config.privacy
+  mechanisms = config.pools.per_pool('privacy.mechanism', privacy.mechanism)
+  noise = config.pools.per_pool(
+    'privacy.noise_multiplier', privacy.noise_multiplier
+  )
+  return tuple(
+    accounting.Releases(
+      pool=pool.name,
+      clients=len(pool.client_ids),
+      cohort=pool.cohort_size,
+      rounds=config.program.rounds,
+      noise_multiplier=noise[pool.name],
+      mechanism=mechanisms[pool.name],
+      sampling=pool.sampling,
+      clipped_count_stddev=(
+        privacy.clipped_count_stddev
+        if mechanisms[pool.name] == 'adaptive_gaussian'
+        else None
+      ),
+      metrics_noise_multiplier=privacy.metrics_noise_multiplier,
+    )
+    for pool in pools
+    if mechanisms[pool.name] != 'none'
+  )
 
 
 class Ledger:
@@ -23,9 +70,7 @@ class Ledger:
     final_round: The last round of the run: the last one within the budget.
   """
 
-  def __init__(
-    self, pools: Sequence[pools_lib.Pool], config: config_lib.Config
-  ):
+  def __init__(self, pools: Sequence[Pool], config: config_lib.Config):
     """Finds out which clients are in which pools.
 
     Args:
@@ -39,28 +84,7 @@ class Ledger:
     self._config = config
     privacy = config.privacy
     self._key = {'delta': privacy.delta, 'accountant': privacy.accountant}
-    mechanisms = config.pools.per_pool('privacy.mechanism', privacy.mechanism)
-    noise = config.pools.per_pool(
-      'privacy.noise_multiplier', privacy.noise_multiplier
-    )
-    self._planned = tuple(
-      accounting.Releases(
-        pool=pool.name,
-        clients=len(pool.client_ids),
-        cohort=pool.cohort_size,
-        rounds=config.program.rounds,
-        noise_multiplier=noise[pool.name],
-        mechanism=mechanisms[pool.name],
-        sampling=pool.sampling,
-        clipped_count_stddev=(
-          privacy.clipped_count_stddev
-          if mechanisms[pool.name] == 'adaptive_gaussian'
-          else None
-        ),
-      )
-      for pool in pools
-      if mechanisms[pool.name] != 'none'
-    )
+    self._planned = planned_releases(pools, config)
     self._groups = accounting.groups_of(
       {pool.name: pool.client_ids for pool in pools}
     )
@@ -159,6 +183,14 @@ class Ledger:
           f'with a multiplier of {one.sum_noise_multiplier:.4g}; both '
           'together have the one of the table.'
         )
+    if privacy.metrics_noise_multiplier is None:
+      lines.append("The clients' metrics of training are not released.")
+    else:
+      lines.append(
+        "The clients' loss and accuracy in training are released as well, as "
+        'a sum of vectors of two numbers in [0, 1], noised with a multiplier '
+        f'of {privacy.metrics_noise_multiplier:g}; epsilon counts that too.'
+      )
     lines += ['', '## Assumptions', '']
     lines += [f'* {text}' for text in (*loss.assumptions, *loss.warnings)]
     lines += [f'* {text}' for text in _outside(config)]
@@ -180,7 +212,7 @@ class Ledger:
 
 
 def open_ledger(
-  pools: Sequence[pools_lib.Pool], config: config_lib.Config
+  pools: Sequence[Pool], config: config_lib.Config
 ) -> Optional[Ledger]:
   """Returns the run's ledger, or `None` if no pool has a mechanism.
 
@@ -222,8 +254,7 @@ def _outside(config: config_lib.Config) -> list[str]:
     "these clients' data; to tune on them is a release of its own.",
     'Who takes part is drawn from the seed of the run. What sampling gains '
     'holds against those who do not know the seed or the ids of the clients.',
-    "The clients' metrics of training are not released. Test clients are other "
-    'people, whose metrics are exact and not protected.',
+    'Test clients are other people, whose metrics are exact and not protected.',
     'The number of clients in each pool is public.',
   ]
   if sources != 'none':

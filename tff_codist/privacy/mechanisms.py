@@ -12,30 +12,63 @@ run's seed, which is published with the run.
 """
 
 import collections
-import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import dp_accounting
 import tensorflow as tf
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
+from tff_codist import client_update
 from tff_codist import clients
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import pools as pools_lib
 from tff_codist import randomness
 from tff_codist import registry
+from tff_codist.privacy import accounting
+from tff_codist.privacy import ledger
 
 Factory = tff.aggregators.UnweightedAggregationFactory
-BuildFactoryFn = Callable[
-  [config_lib.PrivacyConfig, pools_lib.Pool, int], Optional[Factory]
-]
 
-# Functions `(config of one pool, pool, run's seed) -> aggregation factory`, of
-# which `none` gives `None`; they read the fields under which they are
-# registered. The tuples of the config have one element, the pool's.
+
+class Plan(NamedTuple):
+  """What a mechanism is built for.
+
+  Attributes:
+    pool: The pool.
+    releases: What the accountant takes the pool to release; `None` if no
+      mechanism is asked for.
+    clip: C.
+    privacy: The configuration.
+    seed: The run's seed.
+  """
+
+  pool: pools_lib.Pool
+  releases: Optional[accounting.Releases]
+  clip: float
+  privacy: config_lib.PrivacyConfig
+  seed: int
+
+
+class Protection(NamedTuple):
+  """How one pool's clients are protected.
+
+  Attributes:
+    aggregator: Aggregates their pseudo-gradients.
+    metrics: Releases their metrics; `None` if they are not released.
+  """
+
+  aggregator: Factory
+  metrics: Optional[client_update.MetricsRelease]
+
+
+BuildFactoryFn = Callable[[Plan], Optional[Factory]]
+
+# Functions `Plan -> aggregation factory`, of which `none` gives `None`; they
+# read the fields under which they are registered.
 mechanisms: registry.Registry[BuildFactoryFn] = registry.Registry('mechanism')
 
 _FIELDS = tuple(
@@ -43,6 +76,7 @@ _FIELDS = tuple(
   for name in (
     'noise_multiplier',
     'clip',
+    'metrics_noise_multiplier',
     'delta',
     'max_epsilon',
     'accountant',
@@ -52,19 +86,16 @@ _FIELDS = tuple(
 
 
 @mechanisms.register('none')
-def _none(config, pool, seed):
-  del config, pool, seed
+def _none(plan):
+  del plan
 
 
 @mechanisms.register('gaussian', *_FIELDS)
-def _gaussian(config, pool, seed):
+def _gaussian(plan):
   """DP-FedAvg with a fixed clip (McMahan et al., arXiv 1710.06963)."""
-  (z,), (clip,) = config.noise_multiplier, config.clip
-  if config.reproducible_noise:
-    query = _SeededGaussianSumQuery(clip, z * clip, _noise_seed(seed, pool))
-  else:
-    query = tfp.GaussianSumQuery(clip, z * clip)
-  return _mean_of(query, pool)
+  return _noised_mean(
+    plan, plan.clip, plan.releases.noise_multiplier, purpose='updates'
+  )
 
 
 @mechanisms.register(
@@ -74,59 +105,42 @@ def _gaussian(config, pool, seed):
   'privacy.clip_learning_rate',
   'privacy.clipped_count_stddev',
 )
-def _adaptive_gaussian(config, pool, seed):
+def _adaptive_gaussian(plan):
   """A clip at a quantile of the norms (Andrew et al., arXiv 1905.03871).
 
   The count of clients below the clip is noised too, with σ_b, and the noise of
   the sum grows so that both together have the noise multiplier z.
   """
-  del seed
-  if config.reproducible_noise:
+  if plan.privacy.reproducible_noise:
     raise errors.ConfigError(
       '--privacy.reproducible_noise with adaptive_gaussian',
       expected='a mechanism whose noise can be drawn from a seed',
       fix='choose gaussian or tree, or leave it out',
     )
-  (z,), (clip,) = config.noise_multiplier, config.clip
-  sigma_b = config.clipped_count_stddev or pool.cohort_size / 20
-  if z >= 2 * sigma_b:
-    raise errors.ConfigError(
-      f'--privacy.noise_multiplier {z:g} with noise of {sigma_b:g} on the'
-      f' count of clients below the clip, in pool {pool.name!r}',
-      expected='less than twice that noise, as the count is released as well',
-      fix='raise --privacy.clipped_count_stddev or --pools.cohort_size',
-    )
   return tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
-    noise_multiplier=float(z),
-    clients_per_round=float(pool.cohort_size),
-    initial_l2_norm_clip=float(clip),
-    target_unclipped_quantile=config.target_quantile,
-    learning_rate=config.clip_learning_rate,
-    clipped_count_stddev=float(sigma_b),
+    noise_multiplier=float(plan.releases.noise_multiplier),
+    clients_per_round=float(plan.pool.cohort_size),
+    initial_l2_norm_clip=float(plan.clip),
+    target_unclipped_quantile=plan.privacy.target_quantile,
+    learning_rate=plan.privacy.clip_learning_rate,
+    clipped_count_stddev=plan.releases.noise_limit / 2,
   )
 
 
 @mechanisms.register('tree', *_FIELDS)
-def _tree(config, pool, seed):
+def _tree(plan):
   """DP-FTRL: noise of a binary tree (Kairouz et al., arXiv 2103.00039).
 
   The prefix sums of the rounds are noised, and a round releases how they
   change. A new tree starts with each epoch, so that a client is in each tree
   at most once.
   """
-  (z,), (clip,) = config.noise_multiplier, config.clip
-  if pool.sampling != 'epochs':
-    raise errors.ConfigError(
-      f'--pools.sampling {pool.sampling} with the mechanism tree',
-      expected='epochs, which bounds how often a client takes part',
-      fix='set --pools.sampling epochs',
-    )
-  noise_seed = None
-  if config.reproducible_noise:
-    noise_seed = int(_noise_seed(seed, pool)[0])
+  pool, noise_seed = plan.pool, None
+  if plan.privacy.reproducible_noise:
+    noise_seed = int(_noise_seed(plan, 'updates')[0])
   query = tfp.TreeResidualSumQuery.build_l2_gaussian_query(
-    float(clip),
-    float(z),
+    float(plan.clip),
+    float(plan.releases.noise_multiplier),
     record_specs=tuple(
       tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in pool.model.weights_type
     ),
@@ -182,42 +196,84 @@ def _mean_of(query: tfp.SumAggregationDPQuery, pool: pools_lib.Pool) -> Factory:
   return tff.aggregators.DifferentiallyPrivateFactory(mean)
 
 
-def _noise_seed(seed: int, pool: pools_lib.Pool):
-  return randomness.derive_seed(seed, 'privacy noise', pool.name)
+def _noised_mean(
+  plan: Plan, clip: float, noise_multiplier: float, *, purpose: str
+) -> Factory:
+  stddev = noise_multiplier * clip
+  if plan.privacy.reproducible_noise:
+    query = _SeededGaussianSumQuery(clip, stddev, _noise_seed(plan, purpose))
+  else:
+    query = tfp.GaussianSumQuery(clip, stddev)
+  return _mean_of(query, plan.pool)
 
 
-def build_aggregators(
+def _noise_seed(plan: Plan, purpose: str):
+  return randomness.derive_seed(
+    plan.seed, 'privacy noise', purpose, plan.pool.name
+  )
+
+
+def _noised_metrics(plan: Plan) -> Optional[client_update.MetricsRelease]:
+  """Returns the release of loss and accuracy, a mean over clients each.
+
+  A client sends its mean loss, as a share of log C and at most 1, and its
+  accuracy: a vector of a norm of at most √2, which is noised as an update is.
+  """
+  noise_multiplier = plan.privacy.metrics_noise_multiplier
+  if noise_multiplier is None:
+    return None
+  most_loss = math.log(plan.pool.model.num_classes)
+
+  def report(sums):
+    loss = tf.math.divide_no_nan(sums['loss'], sums['labels']) / most_loss
+    return collections.OrderedDict(
+      loss=tf.where(loss <= 1.0, loss, 1.0),
+      accuracy=tf.math.divide_no_nan(sums['correct'], sums['labels']),
+    )
+
+  return client_update.MetricsRelease(
+    report=report,
+    aggregator=_noised_mean(
+      plan, math.sqrt(2), noise_multiplier, purpose='metrics'
+    ),
+    summarize=lambda mean: collections.OrderedDict(
+      loss=most_loss * mean['loss'], accuracy=mean['accuracy']
+    ),
+  )
+
+
+def build_protections(
   pools: Sequence[pools_lib.Pool], config: config_lib.Config
-) -> list[Optional[Factory]]:
+) -> list[Optional[Protection]]:
   """Builds each pool's aggregation of clients with differential privacy.
 
   Args:
     pools: The pools.
-    config: The groups `privacy`, and `client` and `pools`, which must fit it.
+    config: The group `privacy`, and all others, which must fit it.
 
   Returns:
-    An unweighted aggregation factory for each pool, `None` for mechanism
-    `none`.
+    Each pool's protection, `None` for mechanism `none`.
 
   Raises:
     UnknownNameError: If there is no such mechanism.
     ConfigError: If something else would break the guarantee.
   """
   privacy = config.privacy
-  fields = {
-    field: config.pools.per_pool(f'privacy.{field}', getattr(privacy, field))
-    for field in ('mechanism', 'noise_multiplier', 'clip')
-  }
-  factories = []
-  for pool in pools:
-    own = {field: (values[pool.name],) for field, values in fields.items()}
-    own = {field: (values[pool.name],) for field, values in fields.items()}
-    of_pool = dataclasses.replace(privacy, **own)
-    build = mechanisms[of_pool.mechanism[0]]
-    factories.append(build(of_pool, pool, config.seed))
-  if any(factories):
+  names = config.pools.per_pool('privacy.mechanism', privacy.mechanism)
+  clips = config.pools.per_pool('privacy.clip', privacy.clip)
+  planned = {one.pool: one for one in ledger.planned_releases(pools, config)}
+  if planned:
     _check_nothing_else_is_released(config)
-  return factories
+  protections = []
+  for pool in pools:
+    plan = Plan(
+      pool, planned.get(pool.name), clips[pool.name], privacy, config.seed
+    )
+    aggregator = mechanisms[names[pool.name]](plan)
+    protections.append(
+      aggregator and Protection(aggregator, _noised_metrics(plan))
+    )
+  return protections
 
 
 def _check_nothing_else_is_released(config: config_lib.Config) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Optional
 
 import simple_parsing
 from simple_parsing import wrappers
@@ -18,11 +18,11 @@ class Arguments(NamedTuple):
 
   Attributes:
     config: The preset's configuration with the flags applied.
-    folder: Where the command writes.
+    folder: Where the command writes; `None` if nowhere.
   """
 
   config: config_lib.Config
-  folder: str
+  folder: Optional[str]
 
 
 class _ErrorMixin:
@@ -45,14 +45,18 @@ class _Parser(_ErrorMixin, simple_parsing.ArgumentParser):
 
 
 def parse(
-  argv: Sequence[str], *, description: str, folder_flag: str = 'run_dir'
+  argv: Sequence[str],
+  *,
+  description: str,
+  folder_flag: Optional[str] = 'run_dir',
 ) -> Arguments:
   """Parses the command line of a command that takes a configuration.
 
   Args:
     argv: Arguments, without the program's name.
     description: The command's description, for --help.
-    folder_flag: Name of the flag that says where the command writes.
+    folder_flag: Name of the flag that says where the command writes; `None` if
+      it writes nowhere.
 
   Returns:
     The arguments.
@@ -61,7 +65,8 @@ def parse(
     ConfigError: If a flag or a value is wrong, is given twice or has no effect;
       names come with the nearest.
   """
-  given = _check_flags(argv, folder_flag)
+  folder_flags = () if folder_flag is None else (f'--{folder_flag}',)
+  given = _check_flags(argv, folder_flags)
   choice = _PresetParser(add_help=False, allow_abbrev=False)
   choice.add_argument('--preset', default='digits')
   choice.add_argument('--quick', action='store_true')
@@ -82,12 +87,14 @@ def parse(
   parser.add_argument(
     '--quick', action='store_true', help="the preset's smoke form, seconds"
   )
-  parser.add_argument(
-    f'--{folder_flag}',
-    dest='folder',
-    required=True,
-    help='folder that is written, made if missing',
-  )
+  for flag in folder_flags:
+    parser.add_argument(
+      flag,
+      dest='folder',
+      required=True,
+      help='folder that is written, made if missing',
+    )
+  parser.set_defaults(folder=None)
   parser.add_arguments(config_lib.Config, dest='config', default=preset)
   parsed = parser.parse_args(argv)
   experiment.check_names(parsed.config)
@@ -95,7 +102,7 @@ def parse(
   return Arguments(config=parsed.config, folder=parsed.folder)
 
 
-def _check_flags(argv: Sequence[str], folder_flag: str) -> list[str]:
+def _check_flags(argv: Sequence[str], folder_flags: Sequence[str]) -> list[str]:
   """Returns the configuration's fields that a command line sets.
 
   Raises:
@@ -107,7 +114,7 @@ def _check_flags(argv: Sequence[str], folder_flag: str) -> list[str]:
     if isinstance(value, bool):
       group, _, leaf = name.rpartition('.')
       fields_by_flag[f'--{group}.no{leaf}'] = name
-  known = {*fields_by_flag, '--preset', '--quick', f'--{folder_flag}', '--help'}
+  known = {*fields_by_flag, '--preset', '--quick', *folder_flags, '--help'}
   flags = [a.partition('=')[0] for a in argv if a.startswith('--')]
   for flag in flags:
     if flag not in known:

@@ -14,6 +14,7 @@ from tff_codist import clients
 from tff_codist import experiment as experiment_lib
 from tff_codist import pools as pools_lib
 from tff_codist import task as task_lib
+from tff_codist.privacy import accounting
 
 # Beyond so many labels, as with a vocabulary, they are not counted.
 _MOST_LABELS = 200
@@ -68,6 +69,8 @@ def describe(
         of each class, without padding, if there are at most 200 classes.
       overlaps: For each two pools, 'a & b', the number of their common clients.
       disjoint: Whether no client is in two pools.
+      groups: The clients in exactly the same pools: the names of the `pools`
+        and the number of `clients`.
       distillation_clients, validation_clients: Clients that the server has.
       distillation_examples: Size of U, 0 without.
       distillation_origin: {source: its examples in U}.
@@ -106,6 +109,10 @@ def describe(
     },
     'overlaps': overlaps,
     'disjoint': not any(overlaps.values()),
+    'groups': [
+      {'pools': list(names), 'clients': count}
+      for names, count in accounting.groups_of(members)
+    ],
     'distillation_clients': len(experiment.distillation_clients),
     'distillation_examples': 0 if unlabelled is None else len(unlabelled.x),
     'distillation_origin': {} if unlabelled is None else unlabelled.origin,
