@@ -3,7 +3,8 @@
 
 One run: its pictures go into plots/ in the run folder, and its summary is
 printed. Several runs of one task: pictures that compare them, comparison.csv,
-and the table of the comparison over seeds. Loads no TensorFlow.
+and the table of the comparison over seeds; if some have differential privacy,
+also a table of privacy against the metric. Loads no TensorFlow.
 
   bin/plot.py --run_dir runs/a
   bin/plot.py --run_dir runs/a --run_dir runs/b --out comparison
@@ -56,20 +57,22 @@ def main(argv):
   )
   arguments = parser.parse_args(argv)
   loaded = [reports.load_run(run_dir) for run_dir in arguments.run_dir]
-  metric = arguments.metric
-  # The table comes first: it refuses runs that cannot be compared.
+  about = {'last': arguments.last, 'metric': arguments.metric}
+  # The tables come first: they refuse runs that cannot be compared.
   if len(loaded) == 1:
-    table = reports.summary_table(loaded[0], last=arguments.last, metric=metric)
-    paths = reports.plot_run(loaded[0], arguments.out, metric=metric)
+    tables = [reports.summary_table(loaded[0], **about)]
+    paths = reports.plot_run(loaded[0], arguments.out, metric=arguments.metric)
   else:
-    table = reports.comparison_table(loaded, last=arguments.last, metric=metric)
+    tables = [
+      reports.comparison_table(loaded, **about),
+      reports.privacy_table(loaded, **about),
+    ]
     out = pathlib.Path(arguments.out or 'comparison')
-    paths = reports.plot_comparison(loaded, out, metric=metric)
+    paths = reports.plot_comparison(loaded, out, **about)
     paths.append(out / 'comparison.csv')
-    text = reports.comparison_csv(loaded, last=arguments.last, metric=metric)
-    files.write(paths[-1], text.encode())
+    files.write(paths[-1], reports.comparison_csv(loaded, **about).encode())
   print('\n'.join(map(str, paths)), end='\n\n')
-  print(table, end='')
+  print('\n'.join(filter(None, tables)), end='')
 
 
 if __name__ == '__main__':

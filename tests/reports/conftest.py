@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tff_codist.reports import runs
+
 
 def _counts(clients):
   """Returns clients as in pools.json from label counts, or as they are."""
@@ -114,3 +116,70 @@ def write_run(tmp_path):
     return folder
 
   return write
+
+
+@pytest.fixture
+def load(write_run):
+  """Returns a function that writes a run folder and loads it."""
+  return lambda *args, **kwargs: runs.load_run(write_run(*args, **kwargs))
+
+
+@pytest.fixture
+def three_seeds(load):
+  """Accuracies of small: fed_avg 40, 42, 44 %; merged_codist 43, 44, 48 %."""
+  final = {'fed_avg': (0.40, 0.42, 0.44), 'merged_codist': (0.43, 0.44, 0.48)}
+  return [
+    load(
+      f'{algorithm}_{seed}',
+      algorithm=algorithm,
+      seed=seed,
+      # The mean of rounds 10 and 20 is the intended value.
+      accuracies={'small': [0.1, value - 0.01, value + 0.01]},
+    )
+    for algorithm, values in final.items()
+    for seed, value in enumerate(values, start=1)
+  ]
+
+
+@pytest.fixture
+def load_private(load):
+  """Returns a function that loads a run of small and large with privacy."""
+
+  def write_and_load(
+    name='private', *, noise=(1.0,), epsilons=(2, 4, 5), privacy=None, **kwargs
+  ):
+    """Writes and loads one run.
+
+    Args:
+      name: Name of the folder.
+      noise: The noise multipliers.
+      epsilons: Of small, large and the worst client in round 20; half of it in
+        round 10.
+      privacy: More fields of `privacy`.
+      **kwargs: See `write_run`.
+    """
+    fields = {
+      'mechanism': ['gaussian'],
+      'noise_multiplier': list(noise),
+      'clip': [0.1],
+      'clipped_count_stddev': None,
+      'delta': 1e-5,
+      'max_epsilon': None,
+      'reproducible_noise': False,
+      **(privacy or {}),
+    }
+    metrics = {
+      f'privacy/{who}/epsilon': {10: epsilon / 2, 20: epsilon}
+      for who, epsilon in zip(('small', 'large', 'worst_client'), epsilons)
+    }
+    return load(
+      name,
+      **{
+        'accuracies': {'small': [0.1, 0.6, 0.7], 'large': [0.1, 0.4, 0.5]},
+        'metrics': metrics,
+        'config': {'privacy': fields},
+        **kwargs,
+      },
+    )
+
+  return write_and_load

@@ -52,6 +52,22 @@ def test_plot_several_runs_compares_them(plot, write_run, tmp_path):
   assert not (folders[0] / 'plots').exists()
 
 
+def test_plot_shows_privacy_against_utility(plot, load, load_private, tmp_path):
+  folders = [load('a').path, load_private('b').path]
+  done = plot('--run_dir', folders[1])
+  assert (done.returncode, done.stderr) == (0, '')
+  assert str(folders[1] / 'plots' / 'privacy.png') in done.stdout.splitlines()
+  assert 'epsilon 5 at delta 1e-05' in done.stdout
+  done = plot('--run_dir', folders[0], '--run_dir', folders[1], '--last', '1')
+  assert (done.returncode, done.stderr) == (0, '')
+  picture = 'comparison/privacy_utility.png'
+  assert picture in done.stdout.splitlines()
+  assert (tmp_path / 'here' / picture).exists()
+  # First the comparison, then privacy; each with its caption.
+  assert done.stdout.index('\nAccuracy on') < done.stdout.index('\n\nPrivacy')
+  assert 'fed_avg       1  1        2        4        5' in done.stdout
+
+
 def test_plot_shows_another_metric(plot, write_run):
   folder = write_run(metrics={'eval/small/loss': {0: 2.0, 10: 1.5, 20: 1.0}})
   done = plot('--run_dir', folder, '--metric', 'loss')

@@ -231,14 +231,20 @@ def test_domains_have_a_panel_each(load, tmp_path):
     _check_picture(path)
 
 
-def test_no_curve_leaves_its_panel(load, tmp_path, monkeypatch):
-  pictures = []
+@pytest.fixture
+def pictures(monkeypatch):
+  """Returns the list of the figures that are saved."""
+  saved = []
   save = style.save
   monkeypatch.setattr(
     style,
     'save',
-    lambda picture, *rest: pictures.append(picture) or save(picture, *rest),
+    lambda picture, *rest: saved.append(picture) or save(picture, *rest),
   )
+  return saved
+
+
+def test_no_curve_leaves_its_panel(load, tmp_path, pictures):
   metrics = {
     f'eval/{pool}/{domain}/accuracy': {0: 0.01, 10: best}
     for pool in ('small', 'large')
@@ -264,3 +270,164 @@ def test_a_picture_that_cannot_be_written_is_a_storage_error(load, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(errors.StorageError, match='cannot be written'):
     plots.evaluations([load()], tmp_path / 'file')
+
+
+def _legend(picture):
+  return [text.get_text() for text in picture.legends[0].get_texts()]
+
+
+def test_privacy_has_a_line_for_each_pool_and_the_worst_client(
+  load_private, tmp_path, pictures
+):
+  run = load_private(privacy={'max_epsilon': 6.0})
+  paths = plots.plot_run(run, tmp_path / 'all')
+  assert tmp_path / 'all' / 'privacy.png' in paths
+  _check_picture(tmp_path / 'all' / 'privacy.png')
+  pictures.clear()
+  plots.privacy(run, tmp_path)
+  ((panel,),) = [picture.axes for picture in pictures]
+  small, large, worst, budget = panel.lines
+  for line, epsilon in ((small, 2), (large, 4), (worst, 5)):
+    assert line.get_xdata().tolist() == [10, 20]
+    assert line.get_ydata().tolist() == [epsilon / 2, epsilon]
+  assert set(budget.get_ydata()) == {6.0}
+  assert _legend(pictures[0]) == [
+    'small alone',
+    'large alone',
+    'worst client',
+    'budget',
+  ]
+
+
+def test_privacy_of_an_unprotected_pool_is_drawn_without_it(
+  load_private, tmp_path, pictures
+):
+  infinite = float('inf')
+  run = load_private(
+    privacy={'mechanism': ['gaussian', 'none']},
+    epsilons=(2.0, infinite, infinite),
+  )
+  _check_picture(plots.privacy(run, tmp_path)[0])
+  assert _legend(pictures[0]) == [
+    'small alone',
+    'large alone: infinite',
+    'worst client: infinite',
+  ]
+
+
+def test_runs_without_privacy_have_no_picture_of_it(load, tmp_path):
+  both = [load('a'), load('b', algorithm='merged_codist')]
+  assert plots.privacy(both[0], tmp_path) == []
+  assert plots.privacy_against_utility(both, tmp_path) == []
+
+
+@pytest.fixture
+def curve(load, load_private):
+  """Two seeds of each of two algorithms, without noise and with z = 1 and 2."""
+  several = []
+  for algorithm in ('fed_avg', 'merged_codist'):
+    for seed in (1, 2):
+      several.append(
+        load(f'{algorithm}_{seed}', algorithm=algorithm, seed=seed)
+      )
+      for z in (1.0, 2.0):
+        small = 0.5 + 0.02 * seed - 0.1 * z
+        several.append(
+          load_private(
+            f'{algorithm}_{seed}_{z}',
+            algorithm=algorithm,
+            seed=seed,
+            noise=(z,),
+            epsilons=(2 / z, 4 / z, 5 / z),
+            accuracies={'small': [0, small, small], 'large': [0, 0.3, 0.3]},
+          )
+        )
+  return several
+
+
+def test_privacy_against_utility_has_a_panel_for_each_pool(
+  curve, tmp_path, pictures
+):
+  paths = plots.plot_comparison(curve, tmp_path)
+  assert paths[-1] == tmp_path / 'privacy_utility.png'
+  for path in paths:
+    _check_picture(path)
+  small, large = pictures[-1].axes
+  assert small.get_xscale() == large.get_xscale() == 'log'
+  fed_avg, merged = small.containers
+  for curve_of_means in (fed_avg[0], merged[0]):
+    # The more noise, the smaller epsilon: z = 2 and 1, means of two seeds.
+    assert curve_of_means.get_xdata().tolist() == [2.5, 5.0]
+    assert curve_of_means.get_ydata() == pytest.approx([0.33, 0.43])
+  # The sample standard deviation of 42 and 44 % is sqrt(2).
+  (bars,) = fed_avg[2]
+  for segment, mean in zip(bars.get_segments(), (0.33, 0.43)):
+    assert segment[:, 1] == pytest.approx(
+      [mean - 0.01 * 2**0.5, mean + 0.01 * 2**0.5]
+    )
+  assert len(large.containers) == 2
+  # Without privacy 51, 52, 53 and 54 % in rounds 10 to 40.
+  for panel in (small, large):
+    without = [line for line in panel.lines if line.get_linestyle() == '--']
+    assert len(without) == 2
+    for line in without:
+      assert line.get_ydata() == pytest.approx([0.525, 0.525])
+  assert _legend(pictures[-1]) == [
+    'fed_avg',
+    'merged_codist',
+    'without privacy',
+    'chance (50%)',
+  ]
+
+
+def test_privacy_against_utility_keeps_mechanisms_apart(
+  load, load_private, tmp_path, pictures
+):
+  infinite = float('inf')
+  several = [
+    load('a'),
+    load_private('b', privacy={'mechanism': ['tree']}),
+    load_private('c', noise=(2.0,)),
+    # Neither can be on the axis.
+    load_private('d', noise=(3.0,), epsilons=(2.0, 4.0, infinite)),
+    load_private('e', noise=(4.0,), metrics={}),
+  ]
+  _check_picture(plots.privacy_against_utility(several, tmp_path)[0])
+  assert _legend(pictures[0]) == [
+    'fed_avg',
+    'fed_avg tree',
+    'fed_avg gaussian',
+    'without privacy',
+    'chance (50%)',
+  ]
+  drawn = [
+    points[0].get_xdata().tolist() for points in pictures[0].axes[0].containers
+  ]
+  assert drawn == [[], [5.0], [5.0]]
+  assert plots.privacy_against_utility(several[3:], tmp_path) == []
+
+
+def test_long_names_leave_room_for_the_axes(load, load_private, tmp_path):
+  unlike = {
+    'mechanism': ['tree', 'none'],
+    'target_quantile': 0.25,
+    'max_epsilon': 6.0,
+    'reproducible_noise': True,
+  }
+  several = [load('a'), load_private('b'), load_private('c', privacy=unlike)]
+  for path in plots.plot_comparison(several, tmp_path):
+    _check_picture(path)
+
+
+def test_noise_makes_the_colour_of_an_algorithm_paler():
+  full, paler, other = (
+    style.colour(0, 2),
+    style.colour(0, 2, 0.5),
+    style.colour(1, 2),
+  )
+  assert full == '#0072b2'
+  assert other == '#d55e00'
+  channels = [
+    (int(full[i : i + 2], 16), int(paler[i : i + 2], 16)) for i in (1, 3, 5)
+  ]
+  assert all(dark < pale < 255 for dark, pale in channels)

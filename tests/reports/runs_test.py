@@ -155,6 +155,27 @@ def test_load_run_checks_the_pools(write_run, change, message):
     runs.load_run(folder)
 
 
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'noise_multiplier': [1.0, 2.0]}, '2 values for privacy.noise_multiplier'),
+    ({'mechanism': 'gaussian'}, "'gaussian' for privacy.mechanism"),
+    ({'delta': None}, 'no value for privacy.delta'),
+  ],
+)
+def test_load_run_checks_the_privacy(write_run, change, message):
+  privacy = {
+    'mechanism': ['gaussian'],
+    'noise_multiplier': [1.0],
+    'clip': [0.1],
+    'delta': 1e-5,
+    **change,
+  }
+  folder = write_run(config={'privacy': privacy})
+  with pytest.raises(errors.RunFolderError, match=message):
+    runs.load_run(folder)
+
+
 def test_load_run_refuses_a_pool_without_a_client(write_run):
   with pytest.raises(errors.RunFolderError, match=r'no client in pools.small'):
     runs.load_run(write_run(clients={'small': {}}))
@@ -174,32 +195,6 @@ def test_metrics_of_the_evaluation_are_listed(write_run):
   expected = 'expected one of accuracy, loss, questions/accuracy'
   with pytest.raises(errors.ConfigError, match=expected):
     runs.check_metric([run], 'perplexity')
-
-
-def test_group_by_algorithm_puts_fed_avg_first_and_sorts_seeds(write_run):
-  folders = [
-    write_run('a', algorithm='merged_codist', seed=2),
-    write_run('b', algorithm='merged_codist', seed=1),
-    write_run('c', algorithm='fed_avg', seed=1),
-  ]
-  groups = runs.group_by_algorithm([runs.load_run(f) for f in folders])
-  assert list(groups) == ['fed_avg', 'merged_codist']
-  assert [run.seed for run in groups['merged_codist']] == [1, 2]
-
-
-def test_group_by_algorithm_refuses_what_cannot_be_compared(write_run):
-  run = runs.load_run(write_run('a'))
-  again = runs.load_run(write_run('b'))
-  other = runs.load_run(write_run('c', task='cifar100', seed=2))
-  wider = runs.load_run(write_run('d', num_classes=3, seed=2))
-  with pytest.raises(errors.ConfigError, match='no runs'):
-    runs.group_by_algorithm([])
-  with pytest.raises(errors.RunFolderError, match='two runs of fed_avg'):
-    runs.group_by_algorithm([run, again])
-  with pytest.raises(errors.RunFolderError, match='different tasks'):
-    runs.group_by_algorithm([run, other])
-  with pytest.raises(errors.RunFolderError, match='numbers of classes'):
-    runs.group_by_algorithm([run, wider])
 
 
 def test_reports_do_not_import_tensorflow():

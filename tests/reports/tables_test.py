@@ -1,54 +1,11 @@
 import csv
 import io
-import math
 
 import pytest
 
 from tff_codist import errors
 from tff_codist.reports import runs
 from tff_codist.reports import tables
-
-
-@pytest.fixture
-def load(write_run):
-  """Returns a function that writes a run folder and loads it."""
-  return lambda *args, **kwargs: runs.load_run(write_run(*args, **kwargs))
-
-
-@pytest.fixture
-def three_seeds(load):
-  """Accuracies of small: fed_avg 40, 42, 44 %; merged_codist 43, 44, 48 %."""
-  final = {'fed_avg': (0.40, 0.42, 0.44), 'merged_codist': (0.43, 0.44, 0.48)}
-  return [
-    load(
-      f'{algorithm}_{seed}',
-      algorithm=algorithm,
-      seed=seed,
-      # The mean of rounds 10 and 20 is the intended value.
-      accuracies={'small': [0.1, value - 0.01, value + 0.01]},
-    )
-    for algorithm, values in final.items()
-    for seed, value in enumerate(values, start=1)
-  ]
-
-
-def test_last_evaluations_are_five_without_the_untrained_model(load):
-  values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-  run = load(accuracies={'small': values}, rounds=range(0, 70, 10))
-  assert tables.last_evaluations(run, 'small').tolist() == values[2:]
-  assert tables.last_evaluations(run, 'small', last=1).tolist() == [0.7]
-  assert tables.last_evaluations(run, 'small', last=99).tolist() == values[1:]
-
-
-def test_last_evaluations_take_the_untrained_model_if_there_is_no_other(load):
-  run = load(accuracies={'small': [0.1]}, rounds=[0])
-  assert tables.last_evaluations(run, 'small').tolist() == [0.1]
-
-
-@pytest.mark.parametrize('last', [0, -1])
-def test_last_evaluations_must_be_at_least_one(load, last):
-  with pytest.raises(errors.ConfigError, match='at least one evaluation'):
-    tables.last_evaluations(load(), 'small', last=last)
 
 
 def test_summary_table_of_two_pools_is_as_by_hand(load):
@@ -160,70 +117,6 @@ def test_summary_table_of_many_pools_keeps_to_80_columns(load):
   assert max(map(len, table.splitlines())) <= 80
   assert all(name in table for name in names)
   assert table.count('parameters') > 1
-
-
-def test_compare_pairs_by_seed_when_the_seeds_are_the_same(three_seeds):
-  # Differences 3, 2 and 4 points: mean 3, deviation 1, error 1 / sqrt(3).
-  # Deviations over seeds: fed_avg 2; merged_codist 45 -2, -1, +3: sqrt(7).
-  base, merged = tables.compare(three_seeds)
-  assert (base.pool, base.model) == ('small', 'cnn_small')
-  assert base.algorithm == 'fed_avg'
-  assert base.seeds == merged.seeds == (1, 2, 3)
-  assert base.mean == pytest.approx(0.42)
-  assert base.spread == pytest.approx(0.02)
-  assert (base.difference, base.standard_error, base.is_paired) == (None,) * 3
-  assert merged.mean == pytest.approx(0.45)
-  assert merged.spread == pytest.approx(0.01 * math.sqrt(7))
-  assert merged.difference == pytest.approx(0.03)
-  assert merged.standard_error == pytest.approx(0.01 / math.sqrt(3))
-  assert merged.is_paired
-
-
-def test_compare_does_not_pair_when_a_seed_is_missing(three_seeds):
-  # Without merged_codist's seed 2: 43 and 48, mean 45.5, variance 12.5.
-  # fed_avg: mean 42, variance 4. Error: sqrt(4 / 3 + 12.5 / 2).
-  base, merged = tables.compare(
-    [r for i, r in enumerate(three_seeds) if i != 4]
-  )
-  assert merged.seeds == (1, 3)
-  assert merged.difference == pytest.approx(0.035)
-  assert merged.standard_error == pytest.approx(0.01 * math.sqrt(4 / 3 + 6.25))
-  assert merged.is_paired is False
-  assert base.is_paired is None
-
-
-def test_compare_with_one_seed_has_no_spread_and_no_error(three_seeds):
-  base, merged = tables.compare([three_seeds[0], three_seeds[3]])
-  assert base.spread is None
-  assert merged.difference == pytest.approx(0.03)
-  assert merged.standard_error is None
-  assert merged.is_paired
-
-
-def test_compare_takes_the_last_evaluation_alone(three_seeds):
-  base, _ = tables.compare(three_seeds, last=1)
-  assert base.mean == pytest.approx(0.43)
-
-
-def test_compare_only_compares_the_same_model(load):
-  rows = tables.compare(
-    [
-      load('a', algorithm='merged_codist', accuracies={'large': [0, 0.9, 0.9]}),
-      load('b', accuracies={'small': [0, 0.8, 0.8]}),
-      load(
-        'c',
-        algorithm='periodic_codist',
-        accuracies={'small': [0, 0.9, 0.9], 'large': [0, 0.7, 0.7]},
-      ),
-    ]
-  )
-  found = [(row.pool, row.algorithm, row.difference) for row in rows]
-  assert found == [
-    ('small', 'fed_avg', None),
-    ('small', 'periodic_codist', pytest.approx(0.1)),
-    ('large', 'merged_codist', None),
-    ('large', 'periodic_codist', None),
-  ]
 
 
 def test_comparison_table_as_text_is_as_by_hand(three_seeds):
@@ -371,3 +264,181 @@ def test_comparison_csv_has_the_numbers_in_percent(three_seeds):
   assert rows[1]['difference'] == '3'
   assert rows[1]['standard_error'] == '0.577350269'
   assert rows[1]['is_paired'] == 'true'
+
+
+def test_summary_table_says_what_privacy_cost(load, load_private):
+  run = load_private(
+    noise=(1.0, 2.0), epsilons=(2.06612, 4.5, 4.90096), privacy={'delta': 1e-3}
+  )
+  lines = tables.summary_table(run).splitlines()
+  assert 'noise multiplier z                   1            2' in lines
+  assert 'epsilon of the pool alone        2.066          4.5' in lines
+  assert lines[-1] == 'worst-off clients  epsilon 4.901 at delta 0.001'
+  assert 'epsilon' not in tables.summary_table(load('without'))
+
+
+def test_summary_table_of_a_pool_without_mechanism_and_of_void_noise(
+  load_private,
+):
+  infinite = float('inf')
+  run = load_private(
+    epsilons=(2.0, infinite, infinite),
+    privacy={'mechanism': ['gaussian', 'none'], 'reproducible_noise': True},
+  )
+  text = tables.summary_table(run)
+  lines = text.splitlines()
+  assert 'noise multiplier z                   1         none' in lines
+  assert 'epsilon of the pool alone            2          inf' in lines
+  assert 'worst-off clients  epsilon inf at delta 1e-05. No guarantee' in text
+
+
+def test_summary_table_before_the_first_epsilon(load_private):
+  run = load_private(
+    accuracies={'small': [0.1], 'large': [0.1]}, rounds=[0], metrics={}
+  )
+  table = tables.summary_table(run)
+  assert 'epsilon of the pool alone           -           -' in table
+  assert 'worst-off' not in table
+
+
+@pytest.fixture
+def private_and_not(load, load_private):
+  """Two seeds of fed_avg without and with privacy, one of merged_codist."""
+  return [
+    *(
+      load(f'none_{seed}', seed=seed, accuracies=accuracies)
+      for seed, accuracies in (
+        (1, {'small': [0, 0.9, 0.9], 'large': [0, 0.8, 0.8]}),
+        (2, {'small': [0, 0.92, 0.92], 'large': [0, 0.84, 0.84]}),
+      )
+    ),
+    # Of small 70 and 72 %: 71 and the deviation sqrt(2).
+    load_private(
+      'private_1',
+      seed=1,
+      epsilons=(2.066, 4.481, 4.901),
+      accuracies={'small': [0, 0.7, 0.7], 'large': [0, 0.6, 0.6]},
+    ),
+    load_private(
+      'private_2',
+      seed=2,
+      epsilons=(2.0, 4.4, 4.8),
+      accuracies={'small': [0, 0.72, 0.72], 'large': [0, 0.6, 0.6]},
+    ),
+    load_private(
+      'merged',
+      algorithm='merged_codist',
+      noise=(0.5, 1.0),
+      epsilons=(6.25, 4.5, 17.75),
+      accuracies={'small': [0, 0.74, 0.76], 'large': [0, 0.66, 0.68]},
+    ),
+  ]
+
+
+def test_privacy_table_is_as_by_hand(private_and_not):
+  assert tables.privacy_table(private_and_not, last=2).splitlines() == [
+    'Privacy against accuracy. z: noise multiplier. Epsilon, at delta 1e-05:'
+    ' what',
+    "each pool's releases cost alone, and what the worst-off clients lose to"
+    ' all of',
+    'their pools; at the end of each run, the highest over the seeds. Accuracy'
+    ' in',
+    'percent: mean over the last 2 evaluations of each run; mean ± sample'
+    ' standard',
+    'deviation over the n seeds.',
+    '',
+    '                         epsilon  epsilon  epsilon      accuracy'
+    '      accuracy',
+    'algorithm          z  n    small    large    worst         small'
+    '         large',
+    'fed_avg         none  2        -        -        -  91.00 ± 1.41'
+    '  82.00 ± 2.83',
+    'fed_avg            1  2    2.066    4.481    4.901  71.00 ± 1.41'
+    '  60.00 ± 0.00',
+    'merged_codist  0.5/1  1     6.25      4.5    17.75         75.00'
+    '         67.00',
+  ]
+
+
+def test_comparison_table_of_private_runs_is_as_by_hand(private_and_not):
+  lines = tables.comparison_table(private_and_not, last=2).splitlines()
+  assert 'to fed_avg with the same privacy, in' in ' '.join(lines)
+  start = lines.index('cnn_small (small)')
+  assert lines[start + 1 : start + 4] == [
+    '  fed_avg                  2     91.00    1.41           -      -',
+    '  fed_avg z=1              2     71.00    1.41           -      -',
+    '  merged_codist z=0.5/1    1     75.00       -           -      -',
+  ]
+
+
+def test_comparison_csv_of_private_runs_has_privacy_and_epsilon(
+  private_and_not,
+):
+  text = tables.comparison_csv(private_and_not)
+  first, second, third = list(csv.DictReader(io.StringIO(text)))[:3]
+  assert first['algorithm'] == second['algorithm'] == 'fed_avg'
+  assert first['privacy.mechanism'] == first['epsilon'] == ''
+  assert second['privacy.mechanism'] == 'gaussian'
+  assert second['privacy.delta'] == '1e-05'
+  assert second['epsilon'] == '2.066'
+  assert second['worst_client_epsilon'] == '4.901'
+  assert third['privacy.noise_multiplier'] == '0.5/1'
+
+
+def test_tables_without_privacy_do_not_mention_it(three_seeds):
+  assert tables.privacy_table(three_seeds) == ''
+  assert 'privacy' not in tables.comparison_table(three_seeds)
+  assert 'epsilon' not in tables.comparison_csv(three_seeds)
+
+
+def test_notes_do_not_repeat_the_privacy_that_names_the_rows(load_private):
+  runs_of_two = [
+    load_private('a', noise=(1.0,), seed=1),
+    load_private('b', noise=(1.0, 1.0), seed=2),
+    load_private('c', noise=(2.0,), seed=1, done=False),
+  ]
+  table = tables.comparison_table(runs_of_two, last=2)
+  assert 'differ in' not in table
+  assert 'Not finished: fed_avg z=2 seed 1.' in table
+
+
+def test_privacy_table_says_what_is_infinite_and_what_is_void(
+  load, load_private
+):
+  infinite = float('inf')
+  unprotected = {'mechanism': ['gaussian', 'none']}
+  several = [
+    load('a'),
+    load_private('b', privacy=unprotected, epsilons=(2.0, infinite, infinite)),
+    load_private('c', privacy={'reproducible_noise': True, 'delta': 1e-3}),
+  ]
+  table = tables.privacy_table(several)
+  assert max(map(len, table.splitlines())) <= 80
+  words = ' '.join(table.split())
+  assert 'inf: of clients in a pool without a mechanism.' in words
+  assert 'at delta 1e-05 or 0.001:' in words
+  assert 'No guarantee, as the noise was drawn from the seed: fed_avg' in words
+  # The numbers stand beside the last line of a name that has several.
+  lines = table.splitlines()
+  row = lines.index('fed_avg gaussian/none')
+  assert lines[row + 1 : row + 4] == [
+    '  clip=0.1/none',
+    '  delta=1e-05',
+    '  reproducible_noise=none  1/none  1        2      inf      inf     65.00',
+  ]
+
+
+def test_privacy_table_of_many_pools_keeps_to_80_columns(load_private):
+  names = [f'pool_of_capacity_{number}' for number in range(4)]
+  runs_of_many = [
+    load_private(
+      f'{z}', noise=(z,), accuracies={name: [0.1, 0.2, 0.3] for name in names}
+    )
+    for z in (0.5, 1.0)
+  ]
+  lines = tables.privacy_table(runs_of_many).splitlines()
+  assert max(map(len, lines)) <= 80
+  # Each block of columns says which rows these are.
+  blocks = sum(line.startswith('algorithm') for line in lines)
+  assert blocks > 1
+  assert sum(line.startswith('fed_avg    0.5') for line in lines) == blocks

@@ -13,6 +13,7 @@ from tff_codist.reports.runs import Run
 from tff_codist.reports.runs import load_run
 from tff_codist.reports.tables import comparison_csv
 from tff_codist.reports.tables import comparison_table
+from tff_codist.reports.tables import privacy_table
 from tff_codist.reports.tables import summary_table
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
   'plot_comparison',
   'plot_membership',
   'plot_run',
+  'privacy_table',
   'summary_table',
 ]

@@ -8,8 +8,9 @@ has.
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Optional, Union
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import matplotlib
 import numpy as np
@@ -19,14 +20,19 @@ from matplotlib import lines
 from matplotlib import patches
 from matplotlib import ticker
 
+from tff_codist.reports import comparison
+from tff_codist.reports import groups as groups_lib
 from tff_codist.reports import metrics as metrics_lib
 from tff_codist.reports import pool_plots
+from tff_codist.reports import privacy as privacy_lib
 from tff_codist.reports import runs as runs_lib
 from tff_codist.reports import style
 
 # Noisy metrics of single rounds are drawn in at most so many blocks.
 _BLOCKS = 50
 _BYTES_PER_MEGABYTE = 1e6
+# Characters in a line of the legend, unless one word is longer.
+_LEGEND_WIDTH = 28
 
 
 def plot_run(
@@ -56,6 +62,7 @@ def plot_run(
     *agreement([run], out_dir),
     *communication([run], out_dir, metric=metric),
     *norms(run, out_dir),
+    *privacy(run, out_dir),
     *pool_plots.plot_membership(
       run.pools, out_dir, task=run.task, seed=run.seed
     ),
@@ -66,22 +73,24 @@ def plot_comparison(
   runs: Sequence[runs_lib.Run],
   out_dir: style.OutDir,
   *,
+  last: int = 5,
   metric: str = metrics_lib.DEFAULT,
 ) -> list[pathlib.Path]:
   """Draws the pictures that compare several runs.
 
   Args:
-    runs: Runs of one task; at most one for each algorithm and seed.
+    runs: Runs of one task; at most one for each algorithm, privacy and seed.
     out_dir: Where they go.
+    last: Evaluations in the mean that is drawn against epsilon, at least 1.
     metric: See `plot_run`.
 
   Returns:
     The files.
 
   Raises:
-    ConfigError: If there are no runs, or one has no such metric.
-    RunFolderError: If the runs cannot be compared, see
-      `runs.group_by_algorithm`.
+    ConfigError: If there are no runs, one has no such metric, or `last` is not
+      positive.
+    RunFolderError: If the runs cannot be compared, see `groups.group_runs`.
     StorageError: If a file cannot be written.
   """
   return [
@@ -89,6 +98,7 @@ def plot_comparison(
     *domains(runs, out_dir),
     *agreement(runs, out_dir),
     *communication(runs, out_dir, metric=metric),
+    *privacy_against_utility(runs, out_dir, last=last, metric=metric),
   ]
 
 
@@ -100,8 +110,8 @@ def evaluations(
 ) -> list[pathlib.Path]:
   """Draws a metric of each model over the rounds, e.g. `accuracy.png`.
 
-  With one algorithm, colour is the pool; with several, colour is the algorithm
-  and line style the pool.
+  With one algorithm and privacy, colour is the pool; with several, colour is
+  the algorithm, paler with privacy, and line style the pool.
 
   Args:
     runs: See `plot_comparison`.
@@ -116,7 +126,7 @@ def evaluations(
     RunFolderError: If the runs cannot be compared.
     StorageError: If the file cannot be written.
   """
-  groups = runs_lib.group_by_algorithm(runs)
+  groups = groups_lib.group_runs(runs)
   runs_lib.check_metric(runs, metric)
   with matplotlib.rc_context(style.RC):
     picture, axes = _axes(1)
@@ -154,7 +164,7 @@ def domains(
     RunFolderError: If the runs cannot be compared.
     StorageError: If the file cannot be written.
   """
-  groups = runs_lib.group_by_algorithm(runs)
+  groups = groups_lib.group_runs(runs)
   names = [
     domain
     for domain in dict.fromkeys(d for run in runs for d in run.domains)
@@ -193,7 +203,7 @@ def agreement(
     RunFolderError: If the runs cannot be compared.
     StorageError: If the file cannot be written.
   """
-  groups = runs_lib.group_by_algorithm(runs)
+  groups = groups_lib.group_runs(runs)
   columns = ('exchange/agreement_top1', 'exchange/agreement_kl')
   groups = _select(
     groups, lambda run: not run.metrics.keys().isdisjoint(columns)
@@ -203,10 +213,10 @@ def agreement(
   with matplotlib.rc_context(style.RC):
     picture, axes = _axes(2)
     for panel, column in zip(axes, columns):
-      for algorithm, group in groups.items():
+      for setting, group in groups.items():
         series = _over_seeds(group, column)
         if series is not None:
-          _draw(panel, *series, **_look(groups, algorithm))
+          _draw(panel, *series, **_look(groups, setting))
     axes[0].set_ylabel('same top-1 label\n(% of examples)')
     axes[0].set_ylim(0, 1)
     axes[0].yaxis.set_major_formatter(style.PERCENT)
@@ -244,14 +254,14 @@ def communication(
     RunFolderError: If the runs cannot be compared.
     StorageError: If the file cannot be written.
   """
-  groups = runs_lib.group_by_algorithm(runs)
+  groups = groups_lib.group_runs(runs)
   runs_lib.check_metric(runs, metric)
   groups = _select(groups, lambda run: _has_sent(run, metric))
   if not any(groups.values()):
     return []
   with matplotlib.rc_context(style.RC):
     picture, axes = _axes(1)
-    for algorithm, group in groups.items():
+    for setting, group in groups.items():
       for pool in _pool_names(group):
         members = [run for run in group if run.evaluations(pool, metric)]
         if not members:
@@ -265,7 +275,7 @@ def communication(
           axes[0],
           megabytes[sent],
           values[:, sent],
-          **_look(groups, algorithm, pool),
+          **_look(groups, setting, pool),
         )
     _metric_axis(
       axes[0], metric, f'{metric}\non the evaluation data', runs[0].num_classes
@@ -313,13 +323,14 @@ def norms(run: runs_lib.Run, out_dir: style.OutDir) -> list[pathlib.Path]:
   ]
   if not measured:
     return []
-  groups = {run.algorithm: [run]}
+  groups = groups_lib.group_runs([run])
+  (setting,) = groups
   with matplotlib.rc_context(style.RC):
     picture, axes = _axes(2)
     has_zeros, has_positive, block_size = False, False, 1
     for pool, kind in measured:
       rounds, values = run.metrics[f'exchange/{pool}/{kind}']
-      look = _look(groups, run.algorithm, pool)
+      look = _look(groups, setting, pool)
       if kind in kinds:
         has_zeros |= bool((values == 0).any())
         has_positive |= bool((values > 0).any())
@@ -351,6 +362,133 @@ def norms(run: runs_lib.Run, out_dir: style.OutDir) -> list[pathlib.Path]:
     return [style.save(picture, out_dir, 'norms.png')]
 
 
+def privacy(run: runs_lib.Run, out_dir: style.OutDir) -> list[pathlib.Path]:
+  """Draws epsilon of the pools and the worst client, `privacy.png`.
+
+  A pool's is that of its releases alone. An infinite one, of clients that a
+  pool does not protect, stands in the legend only.
+
+  Args:
+    run: The run.
+    out_dir: Where the picture goes.
+
+  Returns:
+    The file; empty if the run has recorded no epsilon.
+
+  Raises:
+    StorageError: If the file cannot be written.
+  """
+  measured = privacy_lib.series(run)
+  if not measured:
+    return []
+  groups = groups_lib.group_runs([run])
+  (setting,) = groups
+  with matplotlib.rc_context(style.RC):
+    picture, axes = _axes(1)
+    for name, (rounds, epsilon) in measured.items():
+      if name in run.pool_names:
+        look = _look(groups, setting, name)
+        label = f'{name} alone'
+      else:
+        # Above the pools' lines, of which one may be the same.
+        look = {'color': 'black', 'linestyle': (0, (1, 2)), 'marker': 'x'}
+        label = name
+      if np.isinf(epsilon).any():
+        label += ': infinite'
+      shown = np.ma.masked_invalid(epsilon)[np.newaxis]
+      _draw(axes[0], rounds, shown, label=label, **look)
+    fields = run.config['privacy']
+    if fields.get('max_epsilon') is not None:
+      axes[0].axhline(
+        fields['max_epsilon'], color=style.GREY, label='budget', zorder=1
+      )
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel(f'epsilon\nat delta {fields["delta"]:g}')
+    _round_axis(axes[0])
+    axes[0].set_title(_title('Privacy that clients lose', groups))
+    picture.legend(loc='outside right center')
+    return [style.save(picture, out_dir, 'privacy.png')]
+
+
+def privacy_against_utility(
+  runs: Sequence[runs_lib.Run],
+  out_dir: style.OutDir,
+  *,
+  last: int = 5,
+  metric: str = metrics_lib.DEFAULT,
+) -> list[pathlib.Path]:
+  """Draws a metric over the worst client's epsilon, `privacy_utility.png`.
+
+  A panel for each pool; in it a line for each algorithm, over runs that differ
+  in noise, and a horizontal one for the runs without privacy. Bars and bands
+  are one sample standard deviation over the seeds. Runs whose epsilon is
+  infinite, or 0, are not on its log axis.
+
+  Args:
+    runs: See `plot_comparison`.
+    out_dir: Where the picture goes.
+    last: See `plot_comparison`.
+    metric: See `plot_run`.
+
+  Returns:
+    The file; empty if no run has recorded a finite epsilon.
+
+  Raises:
+    ConfigError: If there are no runs, one has no such metric, or `last` is not
+      positive.
+    RunFolderError: If the runs cannot be compared.
+    StorageError: If the file cannot be written.
+  """
+  groups = groups_lib.group_runs(runs)
+  rows = comparison.compare(runs, last=last, metric=metric)
+  shown = [row for row in rows if 0 < (row.worst_epsilon or 0) < np.inf]
+  if not shown:
+    return []
+  models = list(dict.fromkeys((row.pool, row.model) for row in rows))
+  families = {setting.family: setting.algorithm for setting in groups}
+  looks = {
+    family: {
+      'color': _colour(family, families),
+      'marker': style.line(index)['marker'],
+    }
+    for index, family in enumerate(families)
+  }
+  with matplotlib.rc_context(style.RC):
+    picture, axes = _axes(len(models))
+    for panel, (pool, model) in zip(axes, models):
+      of_model = [row for row in rows if (row.pool, row.model) == (pool, model)]
+      for family, look in looks.items():
+        of_family = [row for row in of_model if row.setting.family == family]
+        _draw_without_privacy(panel, of_family, look['color'])
+        _draw_over_epsilon(panel, [r for r in of_family if r in shown], look)
+      label = f'{model} ({pool})\n{metric}'
+      _metric_axis(panel, metric, label, runs[0].num_classes)
+    epsilons = [row.worst_epsilon for row in shown]
+    axes[-1].set_xscale('log')
+    # Wide enough for a few ticks.
+    axes[-1].set_xlim(min(epsilons) / 2, max(epsilons) * 2)
+    style.log_ticks(axes[-1].xaxis)
+    axes[-1].set_xlabel(_epsilon_label(groups))
+    title = f'{metrics_lib.title(metric)} against privacy'
+    axes[0].set_title(_title(title, groups, 'mean, standard deviation'))
+    drawn = {row.setting.family for row in shown}
+    without = {one.family for one in groups if not one.privacy}
+    handles = []
+    for family, look in looks.items():
+      if family in drawn:
+        handles.append(lines.Line2D([], [], label=_in_lines(family), **look))
+      elif family in without:
+        look = {'color': look['color'], 'linestyle': '--'}
+        handles.append(lines.Line2D([], [], label=_in_lines(family), **look))
+    if without:
+      look = {'color': '#404040', 'linestyle': '--'}
+      handles.append(lines.Line2D([], [], label='without privacy', **look))
+    if metrics_lib.has_chance(metric):
+      handles.append(_chance_handle(runs[0].num_classes))
+    picture.legend(handles=handles, loc='outside right center')
+    return [style.save(picture, out_dir, 'privacy_utility.png')]
+
+
 def _axes(
   rows: int, *, sharey: bool = False
 ) -> tuple[figure.Figure, Sequence[mpl_axes.Axes]]:
@@ -368,16 +506,16 @@ def _pool_names(runs: Sequence[runs_lib.Run]) -> list[str]:
 
 
 def _select(
-  groups: dict[str, list[runs_lib.Run]],
+  groups: groups_lib.Groups,
   is_shown: Callable[[runs_lib.Run], bool],
-) -> dict[str, list[runs_lib.Run]]:
+) -> groups_lib.Groups:
   """Returns the groups with the runs that a picture can show.
 
   A group without any stays, empty: an algorithm has one colour in all pictures.
   """
   return {
-    algorithm: [run for run in group if is_shown(run)]
-    for algorithm, group in groups.items()
+    setting: [run for run in group if is_shown(run)]
+    for setting, group in groups.items()
   }
 
 
@@ -435,27 +573,50 @@ def _megabytes_until(
 
 
 def _look(
-  groups: dict[str, list[runs_lib.Run]],
-  algorithm: str,
+  groups: groups_lib.Groups,
+  setting: groups_lib.Setting,
   pool: Optional[str] = None,
 ) -> dict[str, object]:
-  """Returns colour, line style and marker of an algorithm's pool."""
+  """Returns colour, line style and marker of a setting's pool.
+
+  An algorithm has one colour, the paler the more noise.
+  """
   names = _pool_names([run for group in groups.values() for run in group])
   index = 0 if pool is None else names.index(pool)
-  kinds = list(groups) if len(groups) > 1 else names
-  rank = list(groups).index(algorithm) if len(groups) > 1 else index
-  return {'color': style.colour(rank, len(kinds)), **style.line(index)}
+  if len(groups) == 1:
+    colour = style.colour(index, len(names))
+  else:
+    colour = _colour(
+      setting.label, {one.label: one.algorithm for one in groups}
+    )
+  return {'color': colour, **style.line(index)}
+
+
+def _colour(name: str, algorithms: Mapping[str, str]) -> str:
+  """Returns the colour of a setting or a family.
+
+  Args:
+    name: Its name.
+    algorithms: By name, the algorithms of all that the picture shows.
+  """
+  ranks = list(dict.fromkeys(algorithms.values()))
+  siblings = [n for n, a in algorithms.items() if a == algorithms[name]]
+  return style.colour(
+    ranks.index(algorithms[name]),
+    len(ranks),
+    siblings.index(name) / len(siblings),
+  )
 
 
 def _draw_models(
-  axes: mpl_axes.Axes, groups: dict[str, list[runs_lib.Run]], metric: str
+  axes: mpl_axes.Axes, groups: groups_lib.Groups, metric: str
 ) -> None:
   """Draws a metric of every model that has it over the rounds."""
-  for algorithm, group in groups.items():
+  for setting, group in groups.items():
     for pool in _pool_names(group):
       series = _over_seeds(group, f'eval/{pool}/{metric}')
       if series is not None:
-        _draw(axes, *series, **_look(groups, algorithm, pool))
+        _draw(axes, *series, **_look(groups, setting, pool))
 
 
 def _draw(
@@ -476,6 +637,52 @@ def _draw(
       linewidth=0,
       zorder=2,
     )
+
+
+def _draw_over_epsilon(
+  axes: mpl_axes.Axes,
+  rows: Sequence[comparison.Comparison],
+  look: Mapping[str, Any],
+) -> None:
+  """Draws means over the worst client's epsilon, and their spread."""
+  rows = sorted(rows, key=lambda row: row.worst_epsilon)
+  axes.errorbar(
+    [row.worst_epsilon for row in rows],
+    [row.mean for row in rows],
+    yerr=[np.nan if row.spread is None else row.spread for row in rows],
+    capsize=3,
+    zorder=3,
+    **look,
+  )
+
+
+def _draw_without_privacy(
+  axes: mpl_axes.Axes, rows: Sequence[comparison.Comparison], colour: str
+) -> None:
+  """Draws the means of runs without privacy for any epsilon."""
+  for row in rows:
+    if not row.setting.privacy:
+      axes.axhline(row.mean, color=colour, linestyle='--', zorder=2)
+      spread = row.spread or 0.0
+      axes.axhspan(
+        row.mean - spread,
+        row.mean + spread,
+        color=colour,
+        alpha=0.15,
+        linewidth=0,
+        zorder=1,
+      )
+
+
+def _epsilon_label(groups: groups_lib.Groups) -> str:
+  """Returns the label of an axis of the worst client's epsilon."""
+  deltas = dict.fromkeys(
+    dict(setting.privacy)['delta'] for setting in groups if setting.privacy
+  )
+  return (
+    f'epsilon of the worst-off clients at delta {" or ".join(deltas)} '
+    '(log scale)'
+  )
 
 
 def _round_axis(axes: mpl_axes.Axes) -> None:
@@ -505,8 +712,18 @@ def _metric_axis(
   axes.set_ylabel(label)
 
 
-def _title(what: str, groups: dict[str, list[runs_lib.Run]]) -> str:
-  """Returns a title with the task, the algorithm or seeds, and n."""
+def _title(
+  what: str,
+  groups: groups_lib.Groups,
+  drawn: str = 'line: mean, band: lowest to highest',
+) -> str:
+  """Returns a title with the task, the algorithm or seeds, and n.
+
+  Args:
+    what: What the picture shows.
+    groups: The runs.
+    drawn: What is drawn of several seeds.
+  """
   runs = [run for group in groups.values() for run in group]
   sizes = sorted({len(group) for group in groups.values() if group})
   if len({run.algorithm for run in runs}) == 1:
@@ -518,17 +735,14 @@ def _title(what: str, groups: dict[str, list[runs_lib.Run]]) -> str:
   elif sizes == [1]:
     of += ', n = 1 seed'
   elif len(sizes) == 1:
-    of += f', n = {sizes[0]} seeds (line: mean, band: lowest to highest)'
+    of += f', n = {sizes[0]} seeds ({drawn})'
   else:
-    of += (
-      f', n = {sizes[0]} to {sizes[-1]} seeds '
-      '(line: mean, band: lowest to highest)'
-    )
+    of += f', n = {sizes[0]} to {sizes[-1]} seeds ({drawn})'
   return f'{what}\n{of}'
 
 
 def _model_handles(
-  groups: dict[str, list[runs_lib.Run]], *, by_style: bool
+  groups: groups_lib.Groups, *, by_style: bool
 ) -> list[lines.Line2D]:
   """Returns legend entries of the models: by line style, else by colour."""
   runs = [run for group in groups.values() for run in group]
@@ -547,9 +761,26 @@ def _model_handles(
   return handles
 
 
+def _in_lines(name: str) -> str:
+  """Returns a name broken between its words for a narrow legend."""
+  return textwrap.fill(
+    name,
+    _LEGEND_WIDTH,
+    subsequent_indent='  ',
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
+
+
+def _chance_handle(num_classes: int) -> lines.Line2D:
+  """Returns the legend entry of the accuracy of guessing."""
+  label = f'chance ({100 / num_classes:.3g}%)'
+  return lines.Line2D([], [], color=style.GREY, linewidth=0.8, label=label)
+
+
 def _legend(
   picture: figure.Figure,
-  groups: dict[str, list[runs_lib.Run]],
+  groups: groups_lib.Groups,
   *,
   with_pools: bool = False,
   with_chance: bool = False,
@@ -557,11 +788,13 @@ def _legend(
   """Puts the legend beside the axes, where it covers no line."""
   handles: list[Union[lines.Line2D, patches.Patch]] = []
   if len(groups) > 1:
-    shown = {algorithm: group for algorithm, group in groups.items() if group}
+    shown = {setting: group for setting, group in groups.items() if group}
     sizes = {len(group) for group in shown.values()}
-    for algorithm, group in shown.items():
-      label = algorithm if len(sizes) == 1 else f'{algorithm} (n={len(group)})'
-      colour = _look(groups, algorithm)['color']
+    for setting, group in shown.items():
+      label = _in_lines(setting.label)
+      if len(sizes) > 1:
+        label += f' (n={len(group)})'
+      colour = _look(groups, setting)['color']
       handles.append(patches.Patch(color=colour, label=label))
   if with_pools:
     models = _model_handles(groups, by_style=True)
@@ -571,13 +804,5 @@ def _legend(
     handles += models
   if with_chance:
     run = next(run for group in groups.values() for run in group)
-    handles.append(
-      lines.Line2D(
-        [],
-        [],
-        color=style.GREY,
-        linewidth=0.8,
-        label=f'chance ({100 / run.num_classes:.3g}%)',
-      )
-    )
+    handles.append(_chance_handle(run.num_classes))
   picture.legend(handles=handles, loc='outside right center')

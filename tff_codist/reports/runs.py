@@ -166,60 +166,6 @@ def check_metric(runs: Sequence[Run], metric: str) -> None:
       )
 
 
-def group_by_algorithm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-  """Groups runs that may be compared, fed_avg first.
-
-  Args:
-    runs: Runs of one task; at most one for each algorithm and seed.
-
-  Returns:
-    The runs by algorithm, `fed_avg` first, the others in the order of their
-    first run; in each group by increasing seed.
-
-  Raises:
-    ConfigError: If there are no runs.
-    RunFolderError: If the runs are of different tasks, or two of them have the
-      same algorithm and seed: they would count as independent when they are
-      not.
-  """
-  if not runs:
-    raise errors.ConfigError(
-      'no runs',
-      expected='at least one run to report',
-      fix='name the run folders',
-    )
-  tasks = {run.task: run for run in runs}
-  if len(tasks) > 1:
-    raise errors.RunFolderError(
-      'runs of different tasks: '
-      + ', '.join(f'{task} ({run.path})' for task, run in tasks.items()),
-      expected='runs of one task',
-      fix='compare the runs of each task by themselves',
-    )
-  if len({run.num_classes for run in runs}) > 1:
-    raise errors.RunFolderError(
-      'runs with different numbers of classes: '
-      + ', '.join(f'{run.num_classes} ({run.path})' for run in runs),
-      expected='runs of one task on the same data',
-      fix='compare the runs of each data set by themselves',
-    )
-  groups: dict[str, dict[int, Run]] = {}
-  for run in sorted(runs, key=lambda run: run.algorithm != 'fed_avg'):
-    group = groups.setdefault(run.algorithm, {})
-    if run.seed in group:
-      raise errors.RunFolderError(
-        f'two runs of {run.algorithm} with seed {run.seed}: '
-        f'{group[run.seed].path} and {run.path}',
-        expected='one run for each algorithm and seed',
-        fix='leave one of them out, or give the runs different seeds',
-      )
-    group[run.seed] = run
-  return {
-    algorithm: [group[seed] for seed in sorted(group)]
-    for algorithm, group in groups.items()
-  }
-
-
 def _corrupt(path: pathlib.Path, line: int, what: str) -> errors.RunFolderError:
   return errors.RunFolderError(
     f'{path}, line {line}: {what}',
@@ -298,7 +244,24 @@ def _check_config(config: dict[str, Any], path: pathlib.Path) -> list[str]:
       expected='the name of at least one pool',
       fix='give the --run_dir of a run that bin/train.py wrote',
     )
+  if 'privacy' in config:
+    _check_privacy(config, len(names), path)
   return names
+
+
+def _check_privacy(
+  config: dict[str, Any], num_pools: int, path: pathlib.Path
+) -> None:
+  """Checks that `privacy` has a value for each pool, or one for all."""
+  _field(config, 'privacy.delta', float, path)
+  for name in ('mechanism', 'noise_multiplier', 'clip'):
+    values = _field(config, f'privacy.{name}', list, path)
+    if len(values) not in (1, num_pools):
+      raise errors.RunFolderError(
+        f'{len(values)} values for privacy.{name} in {path}',
+        expected=f'one, or one for each of the {num_pools} pools',
+        fix='restore the file from the run',
+      )
 
 
 def _check_pools(

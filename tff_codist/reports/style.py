@@ -10,7 +10,9 @@ import os
 import pathlib
 from typing import Union
 
+import numpy as np
 from matplotlib import axis as mpl_axis
+from matplotlib import colors
 from matplotlib import figure
 from matplotlib import ticker
 
@@ -56,6 +58,8 @@ RC = {
   'lines.markersize': 4.5,
 }
 _DPI = 120
+# Share of white in the palest colour, which must stay visible on white.
+_PALEST = 0.85
 # More points than this on a line and markers would hide it.
 MARKED_POINTS = 25
 
@@ -66,10 +70,17 @@ NUMBER = ticker.FuncFormatter(lambda value, _: f'{value:,.6g}')
 OutDir = Union[str, os.PathLike]
 
 
-def colour(rank: int, count: int) -> str:
-  """Returns the colour of one of `count` things that a picture tells apart."""
+def colour(rank: int, count: int, paleness: float = 0.0) -> str:
+  """Returns the colour of one of `count` things that a picture tells apart.
+
+  Args:
+    rank: Which of them.
+    count: How many there are.
+    paleness: For variants of one thing, 0 for the full colour, below 1.
+  """
   palette = _OKABE_ITO if count <= len(_OKABE_ITO) else _TOL_MUTED
-  return palette[rank % len(palette)]
+  full = np.array(colors.to_rgb(palette[rank % len(palette)]))
+  return colors.to_hex(full + _PALEST * paleness * (1 - full))
 
 
 def line(pool_index: int) -> dict[str, object]:

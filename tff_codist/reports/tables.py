@@ -1,14 +1,11 @@
 """Tables of one run and of several, as text of at most 80 columns.
 
-The number that counts is the mean of a metric, by default accuracy, over the
-last evaluations, fixed before anybody sees the curve. The best evaluation of a
-run is picked on the evaluation data, so it is biased and stands only in the
-summary, marked. The untrained model of round 0 counts only if there is no other
-evaluation.
+The number that counts is the mean over the last evaluations, see `comparison`.
+The best evaluation of a run is picked on the evaluation data, so it is biased
+and stands only in the summary, marked.
 """
 
 import csv
-import dataclasses
 import io
 import itertools
 import math
@@ -19,12 +16,17 @@ from typing import Any, Optional
 import numpy as np
 
 from tff_codist import errors
+from tff_codist.reports import comparison
+from tff_codist.reports import groups as groups_lib
 from tff_codist.reports import metrics as metrics_lib
+from tff_codist.reports import privacy as privacy_lib
 from tff_codist.reports import runs as runs_lib
 from tff_codist.reports import text as text_lib
 
-_BASELINE = 'fed_avg'
 _BYTES_PER_MEGABYTE = 1e6
+_VOID = 'No guarantee, as the noise was drawn from the seed'
+# Names are broken in a table that has many other columns.
+_NAME_WIDTH = 26
 # A note counts runs beyond so many.
 _NAMED_RUNS = 3
 # Fields in which repetitions of one experiment may differ.
@@ -39,77 +41,6 @@ _SHARED_FIELDS = (
   'program.rounds',
   'program.evaluation_clients',
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-  """A metric of one algorithm's model of one pool, over seeds.
-
-  Accuracies and their differences are fractions of 1.
-
-  Attributes:
-    metric: Name of the metric, see `metrics`.
-    pool: Name of the pool.
-    model: Name of the pool's model.
-    algorithm: Name of the algorithm.
-    seeds: Seeds of the runs, increasing.
-    mean: Mean over the seeds of the runs' values.
-    spread: Sample standard deviation over the seeds; None for one seed.
-    difference: Mean minus that of fed_avg; None for fed_avg itself and
-      where no run of it has this pool with this model.
-    standard_error: Of the difference; None where there are too few seeds.
-    is_paired: Whether the difference is the mean over pairs of runs with the
-      same seed. It is if both algorithms have the same seeds; otherwise it is
-      the difference of the means and its error that of two independent samples.
-      None without a difference.
-  """
-
-  metric: str
-  pool: str
-  model: str
-  algorithm: str
-  seeds: tuple[int, ...]
-  mean: float
-  spread: Optional[float] = None
-  difference: Optional[float] = None
-  standard_error: Optional[float] = None
-  is_paired: Optional[bool] = None
-
-
-def last_evaluations(
-  run: runs_lib.Run,
-  pool: str,
-  *,
-  last: int = 5,
-  metric: str = metrics_lib.DEFAULT,
-) -> np.ndarray:
-  """Returns a metric of a model at its last evaluations.
-
-  Args:
-    run: The run.
-    pool: Name of the pool.
-    last: Number of evaluations, at least 1.
-    metric: The metric, see `metrics`.
-
-  Returns:
-    The values; at most `last`, at least one if the pool has the metric at all.
-    Round 0 is left out if there is any later evaluation.
-
-  Raises:
-    ConfigError: If `last` is not positive.
-  """
-  if last < 1:
-    raise errors.ConfigError(
-      f'last = {last}',
-      expected='at least one evaluation',
-      fix='give an integer above 0',
-    )
-  series = run.evaluations(pool, metric)
-  if series is None:
-    return np.zeros(0)
-  rounds, values = series
-  trained = values[rounds > 0]
-  return (trained if trained.size else values)[-last:]
 
 
 def summary_table(
@@ -141,13 +72,13 @@ def summary_table(
     text_lib.WIDTH,
   )
   counts = {
-    last_evaluations(run, pool, last=last, metric=metric).size
+    comparison.last_evaluations(run, pool, last=last, metric=metric).size
     for pool in run.pool_names
     if run.evaluations(pool, metric)
   }
   count = f'{counts.pop()}' if len(counts) == 1 else f'{last} or fewer'
   way = 'lowest' if metrics_lib.is_better_if_lower(metric) else 'highest'
-  teacher_rows = _teacher_rows(run)
+  more_rows = [*_teacher_rows(run), *_privacy_rows(run)]
   labels = [
     '',
     'model',
@@ -162,17 +93,17 @@ def summary_table(
     'clients dropped, total',
     'uplink, MB',
     'downlink, MB',
-    *(label for label, _ in teacher_rows),
+    *(label for label, _ in more_rows),
   ]
   columns = [_pool_column(run, pool, last, metric) for pool in run.pool_names]
-  for _, cells in teacher_rows:
+  for _, cells in more_rows:
     columns = [[*column, cell] for column, cell in zip(columns, cells)]
   lines += ['', *text_lib.columns(labels, columns), '']
   bias = 'low' if metrics_lib.is_better_if_lower(metric) else 'high'
   lines += [
     f'* picked on the evaluation data: too {bias}, not a result to report.'
   ]
-  facts = [*_agreement_facts(run), *_time_facts(run)]
+  facts = [*_privacy_facts(run), *_agreement_facts(run), *_time_facts(run)]
   if facts:
     width = max(len(label) for label, _ in facts) + 2
     lines.append('')
@@ -181,53 +112,6 @@ def summary_table(
         label.ljust(width) + fact, text_lib.WIDTH, subsequent_indent=' ' * width
       )
   return '\n'.join(lines) + '\n'
-
-
-def compare(
-  runs: Sequence[runs_lib.Run],
-  *,
-  last: int = 5,
-  metric: str = metrics_lib.DEFAULT,
-) -> tuple[Comparison, ...]:
-  """Compares algorithms over seeds, model by model.
-
-  Args:
-    runs: Runs of one task; at most one for each algorithm and seed.
-    last: Evaluations in a run's value (their mean), at least 1.
-    metric: The metric, see `metrics`.
-
-  Returns:
-    A row for each algorithm and model that has the metric: models in order of
-    their first run, fed_avg before the other algorithms.
-
-  Raises:
-    ConfigError: If there are no runs, one has no such metric, or `last` is not
-      positive.
-    RunFolderError: If the runs cannot be compared, see
-      `runs.group_by_algorithm`.
-  """
-  groups = runs_lib.group_by_algorithm(runs)
-  runs_lib.check_metric(runs, metric)
-  values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-  for algorithm, run in ((a, r) for a, group in groups.items() for r in group):
-    for pool in run.pool_names:
-      evaluations = last_evaluations(run, pool, last=last, metric=metric)
-      if evaluations.size:
-        of_model = values.setdefault((pool, run.model(pool)), {})
-        by_seed = of_model.setdefault(algorithm, {})
-        by_seed[run.seed] = float(evaluations.mean())
-  return tuple(
-    _comparison(
-      by_seed,
-      of_model.get(_BASELINE),
-      metric=metric,
-      pool=pool,
-      model=model,
-      algorithm=algorithm,
-    )
-    for (pool, model), of_model in values.items()
-    for algorithm, by_seed in of_model.items()
-  )
 
 
 def comparison_table(
@@ -243,9 +127,9 @@ def comparison_table(
   settings that are not the same) is said in notes below the table.
 
   Args:
-    runs: See `compare`.
-    last: See `compare`.
-    metric: See `compare`.
+    runs: See `comparison.compare`.
+    last: See `comparison.compare`.
+    metric: See `comparison.compare`.
     style: `text`, at most 80 columns, or `markdown`.
 
   Returns:
@@ -253,28 +137,77 @@ def comparison_table(
     points, other metrics as they are.
 
   Raises:
-    ConfigError: See `compare`.
+    ConfigError: See `comparison.compare`.
     RunFolderError: If the runs cannot be compared.
     UnknownNameError: If there is no such style.
   """
   styles = {'text': _text_table, 'markdown': _markdown_table}
   if style not in styles:
     raise errors.UnknownNameError('table style', style, styles)
-  rows = compare(runs, last=last, metric=metric)
-  which = (
-    'at the last evaluation'
-    if last == 1
-    else f'mean over the last {last} evaluations'
-  )
+  rows = comparison.compare(runs, last=last, metric=metric)
   is_fraction = metrics_lib.is_fraction(metric)
+  is_private = any(map(privacy_lib.is_private, runs))
   caption = (
     f'{metrics_lib.title(metric)} on {runs[0].task}'
-    f'{" in percent" if is_fraction else ""}, {which} of each run. Spread: '
-    'sample standard deviation over the n seeds. Difference: to '
-    f'{_BASELINE}, {"in percentage points, " if is_fraction else ""}'
+    f'{" in percent" if is_fraction else ""}, {_which(last)} of each run. '
+    'Spread: sample standard deviation over the n seeds. Difference: to '
+    f'{groups_lib.BASELINE}{" with the same privacy" if is_private else ""}, '
+    f'{"in percentage points, " if is_fraction else ""}'
     'with its standard error.'
   )
   return styles[style](caption, rows, _notes(runs, rows, last))
+
+
+def privacy_table(
+  runs: Sequence[runs_lib.Run],
+  *,
+  last: int = 5,
+  metric: str = metrics_lib.DEFAULT,
+) -> str:
+  """Returns privacy against utility: epsilon beside each model's metric.
+
+  Args:
+    runs: See `comparison.compare`.
+    last: See `comparison.compare`.
+    metric: See `comparison.compare`.
+
+  Returns:
+    Lines of text of at most 80 columns, a row for each algorithm and privacy;
+    empty if no run is private.
+
+  Raises:
+    ConfigError: See `comparison.compare`.
+    RunFolderError: If the runs cannot be compared.
+  """
+  if not any(map(privacy_lib.is_private, runs)):
+    return ''
+  groups = groups_lib.group_runs(runs)
+  rows = comparison.compare(runs, last=last, metric=metric)
+  names = [
+    textwrap.wrap(
+      setting.name_without(privacy_lib.NOISE),
+      _NAME_WIDTH,
+      subsequent_indent='  ',
+    )
+    for setting in groups
+  ]
+  noise, *columns = [
+    # A setting's cells stand beside the last line of its name.
+    [*head, *itertools.chain(*map(_below, names, cells))]
+    for *head, cells in _privacy_columns(rows, groups)
+  ]
+  labels = ['', 'algorithm', *itertools.chain(*names)]
+  # Each block of columns has the name and the noise beside it.
+  labels = text_lib.columns(labels, [noise])
+  caption = _privacy_caption(rows, last)
+  return '\n'.join(
+    [
+      *textwrap.wrap(caption, text_lib.WIDTH, break_on_hyphens=False),
+      '',
+      *text_lib.columns(labels, columns),
+      '',
+    ]
+  )
 
 
 def comparison_csv(
@@ -286,19 +219,25 @@ def comparison_csv(
   """Returns the comparison of algorithms as the text of a csv file.
 
   Args:
-    runs: See `compare`.
-    last: See `compare`.
-    metric: See `compare`.
+    runs: See `comparison.compare`.
+    last: See `comparison.compare`.
+    metric: See `comparison.compare`.
 
   Returns:
-    A header and one line for each row of `compare`, at full precision: seeds
-    separated by spaces; mean, spread, difference and error in the `unit`,
-    percent or none. Cells without a value are empty.
+    A header and one line for each row of `comparison.compare`, at full
+    precision: seeds separated by spaces; mean, spread, difference and error in
+    the `unit`, percent or none. If any run is private, further columns hold
+    the fields of `privacy`, and epsilon of the pool alone and of the worst
+    client. Cells without a value are empty.
 
   Raises:
-    ConfigError: See `compare`.
+    ConfigError: See `comparison.compare`.
     RunFolderError: If the runs cannot be compared.
   """
+  rows = comparison.compare(runs, last=last, metric=metric)
+  fields = dict.fromkeys(
+    name for row in rows for name, _ in row.setting.privacy
+  )
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(
@@ -317,17 +256,21 @@ def comparison_csv(
       'difference',
       'standard_error',
       'is_paired',
+      *(f'privacy.{name}' for name in fields),
+      *(('epsilon', 'worst_client_epsilon') if fields else ()),
     )
   )
   scale = 100 if metrics_lib.is_fraction(metric) else 1
-  for row in compare(runs, last=last, metric=metric):
+  for row in rows:
     values = (row.mean, row.spread, row.difference, row.standard_error)
+    privacy = dict(row.setting.privacy)
+    epsilons = (row.epsilon, row.worst_epsilon) if fields else ()
     writer.writerow(
       (
         runs[0].task,
         row.pool,
         row.model,
-        row.algorithm,
+        row.setting.algorithm,
         len(row.seeds),
         ' '.join(map(str, row.seeds)),
         metric,
@@ -336,56 +279,94 @@ def comparison_csv(
         # Nine digits: below any measurement's error, above binary's 41.199999.
         *('' if v is None else f'{scale * v:.9g}' for v in values),
         '' if row.is_paired is None else str(row.is_paired).lower(),
+        *(privacy.get(name, '') for name in fields),
+        *('' if v is None else f'{v:.9g}' for v in epsilons),
       )
     )
   return text.getvalue()
 
 
-def _comparison(
-  by_seed: Mapping[int, float],
-  baseline: Optional[Mapping[int, float]],
-  *,
-  metric: str,
-  pool: str,
-  model: str,
-  algorithm: str,
-) -> Comparison:
-  """Builds one row from the values of the runs and of fed_avg's."""
-  seeds = tuple(sorted(by_seed))
-  values = np.array([by_seed[seed] for seed in seeds])
-  row = Comparison(
-    metric=metric,
-    pool=pool,
-    model=model,
-    algorithm=algorithm,
-    seeds=seeds,
-    mean=float(values.mean()),
-    spread=_sample_deviation(values),
-  )
-  if algorithm == _BASELINE or baseline is None:
-    return row
-  is_paired = set(baseline) == set(seeds)
-  if is_paired:
-    differences = values - np.array([baseline[seed] for seed in seeds])
-    difference = float(differences.mean())
-    samples = (differences,)
-  else:
-    others = np.array(list(baseline.values()))
-    difference = float(values.mean() - others.mean())
-    samples = (values, others)
-  standard_error = None
-  if all(sample.size > 1 for sample in samples):
-    standard_error = math.sqrt(sum(s.var(ddof=1) / s.size for s in samples))
-  return dataclasses.replace(
-    row,
-    difference=difference,
-    standard_error=standard_error,
-    is_paired=is_paired,
-  )
+def _which(last: int) -> str:
+  """Returns in words which evaluations a value is from."""
+  if last == 1:
+    return 'at the last evaluation'
+  return f'mean over the last {last} evaluations'
 
 
-def _sample_deviation(values: np.ndarray) -> Optional[float]:
-  return float(values.std(ddof=1)) if values.size > 1 else None
+def _privacy_caption(rows: Sequence[comparison.Comparison], last: int) -> str:
+  """Returns what the columns of the privacy table are, and what voids it."""
+  metric = rows[0].metric
+  private = {
+    row.setting.label: dict(row.setting.privacy)
+    for row in rows
+    if row.setting.privacy
+  }
+  deltas = dict.fromkeys(privacy['delta'] for privacy in private.values())
+  unit = ' in percent' if metrics_lib.is_fraction(metric) else ''
+  sentences = [
+    f'Privacy against {metric}. z: noise multiplier.',
+    f"Epsilon, at delta {' or '.join(deltas)}: what each pool's releases cost "
+    'alone, and what the worst-off clients lose to all of their pools; at the '
+    'end of each run, the highest over the seeds.',
+    f'{metrics_lib.title(metric)}{unit}: {_which(last)} of each run; mean ± '
+    'sample standard deviation over the n seeds.',
+  ]
+  if any(math.isinf(row.worst_epsilon or 0) for row in rows):
+    sentences.append('inf: of clients in a pool without a mechanism.')
+  void = [
+    label
+    for label, privacy in private.items()
+    if 'reproducible_noise' in privacy
+  ]
+  if void:
+    sentences.append(f'{_VOID}: {", ".join(void)}.')
+  return ' '.join(sentences)
+
+
+def _below(name: Sequence[str], cell: str) -> list[str]:
+  """Returns as many lines as a name has, the last one a cell."""
+  return [''] * (len(name) - 1) + [cell]
+
+
+def _privacy_columns(
+  rows: Sequence[comparison.Comparison], groups: groups_lib.Groups
+) -> list[tuple[str, str, list[str]]]:
+  """Returns two lines of a header and a cell for each setting, by column."""
+  metric = rows[0].metric
+  models: dict[tuple[str, str], dict[groups_lib.Setting, Any]] = {}
+  for row in rows:
+    models.setdefault((row.pool, row.model), {})[row.setting] = row
+  pools = [pool for pool, _ in models]
+  epsilons, values = [], []
+  for (pool, model), by_setting in models.items():
+    title = pool if pools.count(pool) == 1 else f'{model} ({pool})'
+    of_model = [by_setting.get(setting) for setting in groups]
+    cells = [_epsilon(row and row.epsilon) for row in of_model]
+    epsilons.append(('epsilon', title, cells))
+    values.append((metrics_lib.kind(metric), title, [*map(_value, of_model)]))
+  noise = [dict(one.privacy).get(privacy_lib.NOISE, 'none') for one in groups]
+  worst = {row.setting: row.worst_epsilon for row in rows}
+  return [
+    ('', 'z', noise),
+    ('', 'n', [str(len(group)) for group in groups.values()]),
+    *epsilons,
+    ('epsilon', 'worst', [_epsilon(worst.get(one)) for one in groups]),
+    *values,
+  ]
+
+
+def _epsilon(epsilon: Optional[float]) -> str:
+  return '-' if epsilon is None else f'{epsilon:.4g}'
+
+
+def _value(row: Optional[comparison.Comparison]) -> str:
+  """Returns mean and spread of a row."""
+  if row is None:
+    return '-'
+  mean = metrics_lib.number(row.metric, row.mean)
+  if row.spread is None:
+    return mean
+  return f'{mean} ± {metrics_lib.number(row.metric, row.spread)}'
 
 
 def _total(run: runs_lib.Run, column: str) -> Optional[float]:
@@ -429,6 +410,32 @@ def _teacher_rows(run: runs_lib.Run) -> list[tuple[str, list[str]]]:
   return rows
 
 
+def _privacy_rows(run: runs_lib.Run) -> list[tuple[str, list[str]]]:
+  """Returns the rows about the privacy of the pools, if any is protected."""
+  if not privacy_lib.is_private(run):
+    return []
+  noise = privacy_lib.of_pools(run, privacy_lib.NOISE)
+  return [
+    ('noise multiplier z', [privacy_lib.text(z) for z in noise.values()]),
+    (
+      'epsilon of the pool alone',
+      [_epsilon(privacy_lib.epsilon(run, pool)) for pool in run.pool_names],
+    ),
+  ]
+
+
+def _privacy_facts(run: runs_lib.Run) -> list[tuple[str, str]]:
+  """Returns what the worst-off clients have lost, if it was recorded."""
+  worst = privacy_lib.worst_epsilon(run)
+  if worst is None:
+    return []
+  privacy = run.config['privacy']
+  fact = f'epsilon {_epsilon(worst)} at delta {privacy["delta"]:g}'
+  if privacy.get('reproducible_noise'):
+    fact += f'. {_VOID}.'
+  return [('worst-off clients', fact)]
+
+
 def _evaluation_cells(
   run: runs_lib.Run, pool: str, last: int, metric: str
 ) -> list[str]:
@@ -442,7 +449,7 @@ def _evaluation_cells(
     lower = metrics_lib.is_better_if_lower(metric)
     index = np.nanargmin(values) if lower else np.nanargmax(values)
     best = f'{metrics_lib.text(metric, values[index])} ({rounds[index]})'
-  mean = last_evaluations(run, pool, last=last, metric=metric).mean()
+  mean = comparison.last_evaluations(run, pool, last=last, metric=metric).mean()
   return [
     metrics_lib.text(metric, mean),
     metrics_lib.text(metric, values[-1]),
@@ -512,7 +519,7 @@ def _header(metric: str) -> tuple[str, ...]:
   return ('n', metrics_lib.kind(metric), 'spread', 'difference', 'error', '')
 
 
-def _cells(row: Comparison) -> tuple[str, ...]:
+def _cells(row: comparison.Comparison) -> tuple[str, ...]:
   """Returns a row's numbers as text, in the order of the header."""
 
   def number(value: Optional[float], sign: str = '') -> str:
@@ -533,7 +540,7 @@ _WIDTHS = (3, 8, 6, 10, 5, 8)
 
 
 def _text_table(
-  caption: str, rows: Sequence[Comparison], notes: Sequence[str]
+  caption: str, rows: Sequence[comparison.Comparison], notes: Sequence[str]
 ) -> str:
   """Renders a block of lines for each model, an algorithm on each line."""
   table = [_header(rows[0].metric), *map(_cells, rows)]
@@ -541,8 +548,13 @@ def _text_table(
     max(least, *map(len, column)) for least, column in zip(_WIDTHS, zip(*table))
   ]
   most = text_lib.WIDTH - sum(widths) - 2 * len(widths)
-  names = [text_lib.shorten(f'  {row.algorithm}', most) for row in rows]
-  width = max(map(len, [*names, 'algorithm']))
+  names = [
+    textwrap.wrap(
+      row.setting.label, most, initial_indent='  ', subsequent_indent='    '
+    )
+    for row in rows
+  ]
+  width = max(map(len, ['algorithm', *itertools.chain(*names)]))
 
   def line(name: str, cells: Sequence[str]) -> str:
     aligned = [
@@ -558,12 +570,12 @@ def _text_table(
   ]
   lines.append('-' * len(lines[-1]))
   model = None
-  for name, row, cells in zip(names, rows, table[1:]):
+  for (*start, name), row, cells in zip(names, rows, table[1:]):
     if model != (row.pool, row.model):
       model = (row.pool, row.model)
       title = f'{row.model} ({row.pool})'
       lines.append(text_lib.shorten(title, text_lib.WIDTH))
-    lines.append(line(name, cells))
+    lines += [*start, line(name, cells)]
   for note in notes:
     # Names of fields and folders are never broken: they are to be copied.
     wrapped = textwrap.wrap(note, text_lib.WIDTH, break_on_hyphens=False)
@@ -572,7 +584,7 @@ def _text_table(
 
 
 def _markdown_table(
-  caption: str, rows: Sequence[Comparison], notes: Sequence[str]
+  caption: str, rows: Sequence[comparison.Comparison], notes: Sequence[str]
 ) -> str:
   """Renders one Markdown table, without line breaks in the prose."""
   header = ' | '.join(_header(rows[0].metric))
@@ -583,7 +595,7 @@ def _markdown_table(
     '|---|---|---:|---:|---:|---:|---:|---|',
   ]
   for row in rows:
-    cells = (f'{row.model} ({row.pool})', row.algorithm, *_cells(row))
+    cells = (f'{row.model} ({row.pool})', row.setting.label, *_cells(row))
     lines.append(f'| {" | ".join(cells)} |')
   for note in notes:
     lines += ['', note]
@@ -591,25 +603,32 @@ def _markdown_table(
 
 
 def _notes(
-  runs: Sequence[runs_lib.Run], rows: Sequence[Comparison], last: int
+  runs: Sequence[runs_lib.Run], rows: Sequence[comparison.Comparison], last: int
 ) -> list[str]:
   """Returns what weakens a comparison, a sentence for each weakness."""
   notes, metric = [], rows[0].metric
-  if all(row.algorithm != _BASELINE for row in rows):
-    notes.append(f'No run of {_BASELINE}: no differences.')
+  if all(row.setting.algorithm != groups_lib.BASELINE for row in rows):
+    notes.append(f'No run of {groups_lib.BASELINE}: no differences.')
   if any(row.is_paired is False for row in rows):
     notes.append(
-      f'Unpaired: the seeds are not those of {_BASELINE}; the difference is '
-      'that of the means.'
+      f'Unpaired: the seeds are not those of {groups_lib.BASELINE}; the '
+      'difference is that of the means.'
     )
-  unfinished = [_name(run) for run in runs if not run.finished]
+  groups = groups_lib.group_runs(runs)
+  names = {
+    run: f'{setting.label} seed {run.seed}'
+    for setting, group in groups.items()
+    for run in group
+  }
+  unfinished = [names[run] for run in runs if not run.finished]
   if unfinished:
     notes.append(f'Not finished: {", ".join(unfinished)}.')
   short = [
-    _name(run)
+    names[run]
     for run in runs
     if any(
-      last_evaluations(run, pool, last=last, metric=metric).size < last
+      len(comparison.last_evaluations(run, pool, last=last, metric=metric))
+      < last
       for pool in run.pool_names
       if run.evaluations(pool, metric)
     )
@@ -618,7 +637,7 @@ def _notes(
     notes.append(f'Fewer than {last} evaluations: {", ".join(short)}.')
   ends: dict[int, list[str]] = {}
   for run in runs:
-    ends.setdefault(run.last_round, []).append(_name(run))
+    ends.setdefault(run.last_round, []).append(names[run])
   if len(ends) > 1:
     parts = [
       f'{end} ({", ".join(ends[end])})'
@@ -628,31 +647,30 @@ def _notes(
     ]
     notes.append(f'Runs end in different rounds: {", ".join(parts)}.')
   within: set[str] = set()
-  for group in runs_lib.group_by_algorithm(runs).values():
+  for group in groups.values():
     within |= _differing_fields(group)
+  kind = 'row' if any(map(privacy_lib.is_private, runs)) else 'algorithm'
   if within:
-    notes.append(
-      f'Runs of one algorithm differ in {", ".join(sorted(within))}.'
-    )
+    notes.append(f'Runs of one {kind} differ in {", ".join(sorted(within))}.')
   between = _differing_fields(runs) - within
   between = {name for name in between if name.startswith(_SHARED_FIELDS)}
   if between:
-    notes.append(f'The algorithms differ in {", ".join(sorted(between))}.')
+    notes.append(f'The {kind}s differ in {", ".join(sorted(between))}.')
   return notes
 
 
-def _name(run: runs_lib.Run) -> str:
-  return f'{run.algorithm} seed {run.seed}'
-
-
 def _differing_fields(runs: Sequence[runs_lib.Run]) -> set[str]:
-  """Returns the full names of the config's fields that runs do not share."""
+  """Returns the full names of the config's fields that runs do not share.
+
+  Those of `privacy` are in the names of the rows.
+  """
   leaves = [_flatten(run.config) for run in runs]
   names = set(itertools.chain.from_iterable(leaves)) - set(_FREE_FIELDS)
   return {
     name
     for name in names
-    if any(leaf.get(name) != leaves[0].get(name) for leaf in leaves)
+    if not name.startswith('privacy.')
+    and any(leaf.get(name) != leaves[0].get(name) for leaf in leaves)
   }
 
 
