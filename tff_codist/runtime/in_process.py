@@ -293,9 +293,7 @@ class _Invocation:
       return
     if isinstance(nodes, tuple):
       elements = values.elements(value, type_spec, place)
-      for index, (node, element) in enumerate(zip(nodes, elements)):
-        name, element_type = tff.structure.to_elements(type_spec)[index]
-        inner = f'{place}.{name}' if name else f'{place}[{index}]'
+      for node, (element, element_type, inner) in zip(nodes, elements):
         self._bind(node, element_type, element, inner)
     elif nodes.where == staging.CLIENTS:
       self._count_clients(value, type_spec, place)

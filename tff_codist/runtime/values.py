@@ -28,13 +28,7 @@ def to_tensors(
     UnsupportedError: If it is something that TFF's executors load themselves.
   """
   if isinstance(type_spec, tff.StructType):
-    for index, ((name, element_type), element) in enumerate(
-      zip(
-        tff.structure.iter_elements(type_spec),
-        elements(value, type_spec, place),
-      )
-    ):
-      inner = f'{place}.{name}' if name else f'{place}[{index}]'
+    for element, element_type, inner in elements(value, type_spec, place):
       yield from to_tensors(element, element_type, inner)
   elif isinstance(type_spec, tff.SequenceType):
     yield tf.data.experimental.to_variant(_to_dataset(value, type_spec, place))
@@ -42,7 +36,21 @@ def to_tensors(
     yield _to_tensor(value, type_spec, place)
 
 
-def elements(value: Any, type_spec: tff.StructType, place: str) -> Sequence:
+def elements(
+  value: Any, type_spec: tff.StructType, place: str
+) -> Iterator[tuple[Any, tff.Type, str]]:
+  """Yields the elements of a container, each with its type and its place.
+
+  In the order of the type's elements; arguments and errors as `to_tensors`.
+  """
+  ordered = _in_order(value, type_spec, place)
+  types = tff.structure.iter_elements(type_spec)
+  for index, (element, (name, element_type)) in enumerate(zip(ordered, types)):
+    inner = f'{place}.{name}' if name else f'{place}[{index}]'
+    yield element, element_type, inner
+
+
+def _in_order(value: Any, type_spec: tff.StructType, place: str) -> Sequence:
   """Returns the elements of a container, in the order of the type's."""
   if type(value) is tuple and len(value) == len(type_spec):
     return value
