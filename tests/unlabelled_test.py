@@ -156,7 +156,7 @@ def test_sources_that_make_no_sense():
   for source in ('test', 'test:all'):
     with pytest.raises(errors.ConfigError, match='test data'):
       _build(sources=(source,))
-  for source in ('client', 'tfds', 'noise:x', 'tfds:', 'web:x'):
+  for source in ('client', 'tfds', 'noise:x', 'tfds:', 'web:x', 'generator'):
     with pytest.raises(errors.UnknownNameError, match='source'):
       _build(sources=(source,))
   with pytest.raises(errors.ConfigError, match="'text:x' for task 'toy'"):
@@ -249,3 +249,89 @@ def test_damaged_tfds_set(tmp_path, monkeypatch):
   record.unlink()
   with pytest.raises(errors.DataError, match='a damaged TFDS set'):
     _build(sources=('tfds:tiny_images',))
+
+
+def _save_generator(path, *, inputs=3, shape=(4, 4, 1), last='sigmoid'):
+  layers = tf.keras.layers
+  keras_model = tf.keras.Sequential(
+    [
+      layers.InputLayer((inputs,)),
+      layers.Dense(np.prod(shape), activation=last),
+      layers.Reshape(shape),
+    ]
+  )
+  keras_model.save(path)
+  return keras_model
+
+
+def test_generator_gives_as_many_images_as_are_asked_for(tmp_path):
+  """More than one call of the generator, and the same images every time."""
+  path = tmp_path / 'images.keras'
+  keras_model = _save_generator(path)
+  source = f'generator:{path}'
+  u = _build(sources=(source,), max_examples=300)
+  assert u.origin == {source: 300}
+  assert u.x.shape == (300, 4, 4, 1) and u.x.dtype == np.uint8
+  np.testing.assert_array_equal(
+    u.x, _build(sources=(source,), max_examples=300).x
+  )
+  other = _build(sources=(source,), max_examples=300, seed=2)
+  assert not np.array_equal(u.x, other.x)
+  # Latent vectors are standard normal: the pixels have the moments of others
+  # that are drawn so. The largest standard error of a mean is 255 / sqrt(600).
+  latent = np.random.default_rng(0).standard_normal((20000, 3))
+  expected = 255 * keras_model(latent).numpy()
+  np.testing.assert_allclose(u.x.mean(0), expected.mean(0), atol=45)
+  np.testing.assert_allclose(u.x.std(0), expected.std(0), atol=30)
+
+
+def test_generated_images_are_made_to_fit_the_task(tmp_path):
+  """A constant colour of another size: its luma, on the task's 17 values."""
+  path = tmp_path / 'red.keras'
+  keras_model = _save_generator(path, shape=(2, 2, 3), last=None)
+  red = np.tile([1.0, 0.0, 0.0], 4)
+  keras_model.set_weights([np.zeros((3, 12)), red])
+  keras_model.save(path)
+  task = _task()._replace(foreign=unlabelled.Images((8, 8, 1), high=16))
+  u = _build(task, sources=(f'generator:{path}', 'noise'), max_examples=4)
+  assert u.origin[f'generator:{path}'] == 2
+  np.testing.assert_array_equal(u.x[:2], np.full((2, 8, 8, 1), 5))
+
+
+def test_generators_that_cannot_be_used(tmp_path):
+  def check(name, error, message):
+    with pytest.raises(error, match=message) as caught:
+      _build(sources=(f'generator:{tmp_path / name}',), max_examples=5)
+    assert len(str(caught.value)) < 600
+
+  check('nowhere.keras', errors.DataNotFoundError, 'no generator in')
+  (tmp_path / 'images.h5').write_bytes(b'')
+  check('images.h5', errors.DataNotFoundError, 'NAME.keras')
+  (tmp_path / 'text.keras').write_text('no model')
+  check('text.keras', errors.DataError, 'Keras does not load')
+  layers = tf.keras.layers
+  code = tf.keras.Sequential(
+    [layers.InputLayer((16,)), layers.Lambda(lambda z: z)]
+  )
+  code.save(tmp_path / 'code.keras')
+  check('code.keras', errors.DataError, 'without Lambda')
+  for name, shape in (('flat', (16,)), ('channels', (4, 4, 2))):
+    _save_generator(tmp_path / f'{name}.keras', shape=shape)
+    check(f'{name}.keras', errors.DataError, r'a model from \(None, 3\) to')
+  z, label = layers.Input((3,)), layers.Input((1,))
+  joined = layers.Dense(16)(layers.Concatenate()([z, label]))
+  conditional = tf.keras.Model([z, label], layers.Reshape((4, 4, 1))(joined))
+  conditional.save(tmp_path / 'conditional.keras')
+  check('conditional.keras', errors.DataError, 'unconditional')
+  _save_generator(tmp_path / 'tanh.keras', last='tanh')
+  check('tanh.keras', errors.DataError, r'pixels from -.*Rescaling')
+
+
+def test_language_tasks_take_no_generator(tmp_path):
+  class Text:
+    feature = 'text'
+
+  with pytest.raises(errors.ConfigError, match=r'keras. for task'):
+    _build(
+      _task()._replace(foreign=Text()), sources=('generator:images.keras',)
+    )

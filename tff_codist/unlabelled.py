@@ -1,9 +1,9 @@
 """The server's unlabelled distillation data U: its sources and its stream.
 
 U is a fixed set of raw inputs. It comes from one or several sources, mixed in
-given proportions: clients that are set aside, other data sets, noise. Labels
-end in this file: every source returns inputs only, and nothing behind
-`UnlabelledData` ever holds a label.
+given proportions: clients that are set aside, other data sets, a frozen
+generator, noise. Labels end in this file: every source returns inputs only, and
+nothing behind `UnlabelledData` ever holds a label.
 """
 
 import itertools
@@ -21,10 +21,13 @@ from tff_codist import errors
 from tff_codist import pools
 from tff_codist import randomness
 from tff_codist import task as task_lib
+from tff_codist import tfds_sets
 
 # Examples of clients are drawn from those of as many clients as have so many
 # together, so that a few do not all come from one client.
 _DRAWN_FROM = 20000
+# Images that a generator makes in one call, which bounds memory.
+_GENERATED_AT_ONCE = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601.
 
 
@@ -177,7 +180,15 @@ def check_sources(config: config_lib.UnlabelledConfig) -> None:
     ConfigError: If a source is the test clients, which would make every
       accuracy worthless.
   """
-  known = ('none', 'clients', 'held_out', 'noise', 'tfds:NAME', 'text:FILE')
+  known = (
+    'none',
+    'clients',
+    'held_out',
+    'noise',
+    'tfds:NAME',
+    'generator:FILE.keras',
+    'text:FILE',
+  )
   for source in config.sources:
     kind, _, argument = source.partition(':')
     if kind == 'test':
@@ -188,7 +199,7 @@ def check_sources(config: config_lib.UnlabelledConfig) -> None:
         '--unlabelled.sources',
       )
     # Names with an argument have it, the others have none.
-    if bool(argument) != (kind in ('tfds', 'text')) or not any(
+    if bool(argument) != (kind in ('tfds', 'generator', 'text')) or not any(
       kind == name.partition(':')[0] for name in known
     ):
       raise errors.UnknownNameError(
@@ -223,6 +234,8 @@ def build_unlabelled(
   whole examples; the scarcest of them, or `config.max_examples`, decides how
   many there are. Which examples of clients is drawn by the seed; of TFDS sets,
   which are shuffled when they are prepared, and of text files it is the first.
+  A generator makes as many as are needed, from latent vectors that are drawn by
+  the seed.
 
   Args:
     task: The task.
@@ -299,9 +312,11 @@ def _load_source(
     return task.foreign.noise(rng, num_examples)
   elif kind == 'tfds':
     x = task.foreign.convert(_read_tfds(argument, task, num_examples))
+  elif task.foreign.feature != {'generator': 'image', 'text': 'text'}[kind]:
+    raise _not_for(source, task)
+  elif kind == 'generator':
+    return task.foreign.convert(_generate(argument, rng, num_examples))
   else:
-    if task.foreign.feature != 'text':
-      raise _not_for(source, task)
     x = task.foreign.convert(_read_text(argument, num_examples))
   if not len(x):
     raise errors.DataError(
@@ -334,22 +349,8 @@ def _inputs_of_clients(
 
 def _read_tfds(name: str, task: task_lib.Task, num_examples: int) -> list:
   """Returns images or sentences of a prepared TFDS set, nothing else of it."""
-  import tensorflow_datasets as tfds  # It takes two seconds to import.
-
   feature = task.foreign.feature
-  try:
-    builder = tfds.builder(
-      name, data_dir=os.environ.get('TFDS_DATA_DIR') or None
-    )
-    is_fit = feature in builder.info.features
-  # The last is TFDS's answer to a version that it does not know.
-  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-    reason = str(error).partition('\n')[0]
-    raise errors.ConfigError(
-      f'no data set {name!r} in TFDS ({reason})',
-      expected='the name of a TFDS set',
-      fix='correct --unlabelled.sources',
-    ) from error
+  builder = tfds_sets.open_set(name, fix='correct --unlabelled.sources')
   if builder.name in task.own_datasets:
     raise errors.ConfigError(
       f'tfds:{name} as distillation data of {task.name!r}',
@@ -357,38 +358,96 @@ def _read_tfds(name: str, task: task_lib.Task, num_examples: int) -> list:
       'of its test among them',
       fix='choose clients with --unlabelled.sources',
     )
-  if not is_fit:
+  if feature not in builder.info.features:
     raise errors.ConfigError(
       f'data set {name!r} without {feature}s',
       expected=f'a TFDS set with the feature {feature!r}',
       fix='correct --unlabelled.sources',
     )
-  if 'train' not in builder.info.splits:
-    raise errors.DataNotFoundError(
-      f'no prepared TFDS set in {builder.data_dir}',
-      expected='the set with its training split, prepared once; nothing is '
-      'downloaded here',
-      fix='run: python -c "import tensorflow_datasets as tfds; '
-      f"tfds.builder('{name}').download_and_prepare()\", or name the directory "
-      'that has it with TFDS_DATA_DIR',
-    )
-  # A partial decoding: the labels are not even parsed.
-  dataset = builder.as_dataset(
-    split='train', decoders=tfds.decode.PartialDecoding({feature: True})
-  )
-  try:
-    items = [
-      item[feature] for item in tfds.as_numpy(dataset.take(num_examples))
-    ]
-  except tf.errors.OpError as error:
-    raise errors.DataError(
-      f'a damaged TFDS set in {builder.data_dir} ({error.message})',
-      expected='the files as TFDS prepared them',
-      fix='delete that folder and prepare the set again',
-    ) from error
+  items = tfds_sets.read(builder, [feature], num_examples)[feature]
   if feature == 'text':
     items = [item.decode('utf-8', 'replace') for item in items]
   return items
+
+
+def _generate(
+  path: str, rng: np.random.Generator, num_examples: int
+) -> np.ndarray:
+  """Returns images of a frozen generator, uint8 `[examples, height, width, c]`.
+
+  Args:
+    path: A Keras model from latent vectors `[batch, size]`, which are drawn
+      from N(0, I), to images `[batch, height, width, 1 or 3]` in [0, 1].
+    rng: Draws the latent vectors.
+    num_examples: Images to make.
+
+  Raises:
+    DataNotFoundError: If there is no such file, or it holds no Keras model.
+    DataError: If the model does not map latent vectors to such images.
+  """
+  generator = _load_generator(path)
+  latent = rng.standard_normal(
+    (num_examples, generator.input_shape[-1]), np.float32
+  )
+  images = np.concatenate(
+    [
+      generator(latent[i : i + _GENERATED_AT_ONCE], training=False).numpy()
+      for i in range(0, num_examples, _GENERATED_AT_ONCE)
+    ]
+  )
+  # False also if a pixel is not a number.
+  if not (images.min() >= 0 and images.max() <= 1):
+    raise _not_a_generator(
+      f'pixels from {images.min():.3g} to {images.max():.3g} from {path}',
+      'end a generator whose pixels are in [-1, 1] with '
+      'tf.keras.layers.Rescaling(0.5, 0.5)',
+    )
+  return np.rint(images * 255).astype(np.uint8)
+
+
+def _load_generator(path: str) -> tf.keras.Model:
+  """Returns the model of a file, with inputs and outputs of the right shape."""
+  if not os.path.isfile(path) or not path.endswith('.keras'):
+    raise errors.DataNotFoundError(
+      f'no generator in {path}',
+      expected='a file NAME.keras, which Keras has written',
+      fix='correct --unlabelled.sources',
+    )
+  try:
+    # Safe: a file cannot bring code of its own.
+    generator = tf.keras.models.load_model(path, compile=False, safe_mode=True)
+  except Exception as error:  # A damaged file can raise anything.
+    reason = str(error).partition('\n')[0].partition('. ')[0]
+    raise errors.DataError(
+      f'a generator in {path} that Keras does not load ({reason})',
+      expected="a file .keras with Keras's own layers, without Lambda",
+      fix='save the generator again, with model.save(FILE.keras)',
+    ) from error
+  inputs, outputs = generator.input_shape, generator.output_shape
+  # Models with several inputs or outputs have lists of shapes.
+  is_generator = (
+    isinstance(inputs, tuple)
+    and isinstance(outputs, tuple)
+    and len(inputs) == 2
+    and len(outputs) == 4
+    and outputs[-1] in (1, 3)
+    and generator.inputs[0].dtype == tf.float32
+  )
+  if not is_generator or None in (*inputs[1:], *outputs[1:]):
+    raise _not_a_generator(
+      f'a model from {inputs} to {outputs} in {path}',
+      'choose an unconditional generator of images',
+    )
+  return generator
+
+
+def _not_a_generator(found: str, fix: str) -> errors.DataError:
+  return errors.DataError(
+    found,
+    expected='a model from latent vectors, float32 [batch, size], to images '
+    '[batch, height, width, 1 or 3] with pixels in [0, 1]',
+    fix=fix,
+  )
 
 
 def _read_text(path: str, num_examples: int) -> list[str]:
@@ -397,7 +456,7 @@ def _read_text(path: str, num_examples: int) -> list[str]:
     with open(path, encoding='utf-8') as file:
       sentences = (line.strip() for line in file)
       return list(itertools.islice(filter(None, sentences), num_examples))
-  except (OSError, UnicodeDecodeError) as error:
+  except Exception as error:  # A damaged file can raise anything.
     raise errors.DataNotFoundError(
       f'no readable text file {path} ({error})',
       expected='a file in UTF-8 with one sentence a line',
