@@ -15,6 +15,7 @@ def main(argv):
   parser.add_argument('--run_dir', required=True, help='folder of the run')
   arguments = parser.parse_args(argv)
 
+  import baselines  # noqa: F401  Registers its algorithms.
   import tasks  # noqa: F401  Registers the tasks.
   from tff_codist.program import training
 

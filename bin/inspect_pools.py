@@ -19,6 +19,7 @@ from tff_codist.program import command
 
 
 def main(argv):
+  import baselines  # noqa: F401  Registers its algorithms.
   import tasks  # noqa: F401  Registers the tasks and their presets.
   from tff_codist import experiment as experiment_lib
   from tff_codist.program import command_line

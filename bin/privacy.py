@@ -343,6 +343,7 @@ def _from_numbers(arguments, others):
 def _from_configuration(arguments, others):
   tff_codist.check_installation()
 
+  import baselines  # noqa: F401  Registers its algorithms.
   import tasks  # noqa: F401  Registers the tasks and their presets.
   from tff_codist import experiment
   from tff_codist.program import command_line

@@ -3,6 +3,7 @@
 from tasks import cifar100
 from tasks import digits
 from tasks import emnist
+from tasks import fed_md
 from tasks import stackoverflow
 
-__all__ = ['cifar100', 'digits', 'emnist', 'stackoverflow']
+__all__ = ['cifar100', 'digits', 'emnist', 'fed_md', 'stackoverflow']

@@ -95,6 +95,27 @@ def test_one_step_by_hand(linear, context):
   )
 
 
+def test_gradient_is_clipped_over_all_tensors(linear, in_process):
+  # As in the step by hand; with so large an epsilon Adam is nearly linear.
+  student, teacher = linear.initialize(0), linear.initialize(1)
+  steps = []
+  for clip_norm in (None, 1e9, 1e-3):
+    computation = _build(
+      linear, [linear], learning_rate=1e6, epsilon=1e3, clip_norm=clip_norm
+    )
+    result = computation.next(
+      computation.initialize(student), student, (teacher,), _ONE, _batches(1)
+    )
+    steps.append(np.concatenate([d.ravel() for d in result['pseudo_gradient']]))
+  free, wide, clipped = steps
+  np.testing.assert_array_equal(free, wide)
+  np.testing.assert_allclose(
+    clipped / np.linalg.norm(clipped), free / np.linalg.norm(free), atol=1e-4
+  )
+  expected = 1e6 * np.sqrt(1 - 0.999) * 1e-3 / 1e3
+  np.testing.assert_allclose(np.linalg.norm(clipped), expected, rtol=1e-3)
+
+
 def test_distillation_brings_the_student_to_the_teacher(linear, dense, context):
   student, teacher = linear.initialize(0), dense.initialize(1)
   computation = _build(linear, [dense])

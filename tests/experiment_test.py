@@ -88,6 +88,21 @@ def test_capacity_table_makes_the_pools(tmp_path):
   assert set(large.client_ids) == kept & set(ids[25:])
 
 
+def test_disjoint_pools_share_no_client():
+  built = experiment_lib.build_experiment(
+    _config(
+      pools={
+        'clients_fraction': (0.7, 0.3),
+        'disjoint': True,
+        'cohort_size': (4, 3),
+      }
+    )
+  )
+  small, large = built.pools
+  assert not set(small.client_ids) & set(large.client_ids)
+  assert {*small.client_ids, *large.client_ids} == {*built.train.client_ids}
+
+
 def test_validation_clients_are_nobody_elses():
   built = experiment_lib.build_experiment(
     _config(task={'validation_clients': 3}, pools={'cohort_size': (4, 3)})
@@ -123,6 +138,8 @@ def test_evaluation_clients_are_a_fixed_sample():
     ({'task.data_dir': ('clients',)}, True),
     ({'pools.min_capacity': ('clients',)}, True),
     ({'distillation.teacher_weighting': ('clients',)}, True),
+    ({'pools.disjoint': ('clients',)}, False),
+    ({'public_private.split': ('clients',)}, True),
   ],
 )
 def test_field_that_nothing_reads_is_refused(fields, idle):

@@ -19,6 +19,28 @@ def test_capacity_pools_are_nested_and_independent_of_order():
   assert len(pools_lib.by_capacity(_IDS, 1e-9, seed=1)) == 1
 
 
+def test_clients_are_dealt_out_by_their_shares():
+  shares = {'a': 0.5, 'b': 0.25, 'c': 0.1}
+  dealt = pools_lib.deal(_IDS, shares, seed=1)
+  assert {name: len(ids) for name, ids in dealt.items()} == {
+    'a': 50,
+    'b': 25,
+    'c': 10,
+  }
+  assert len(set().union(*dealt.values())) == 85
+  assert set().union(*dealt.values()) < set(_IDS)
+  assert pools_lib.deal(_IDS[::-1], shares, seed=1) == dealt
+  assert pools_lib.deal(_IDS, shares, seed=2) != dealt
+
+
+def test_equal_shares_deal_one_client_to_each_pool():
+  """Sums of 0.1 are not exact."""
+  shares = dict.fromkeys('abcdefghij', 0.1)
+  dealt = pools_lib.deal(_IDS[:10], shares, seed=1)
+  assert [len(ids) for ids in dealt.values()] == [1] * 10
+  assert len(set().union(*dealt.values())) == 10
+
+
 def test_pools_from_lists(tmp_path):
   path = tmp_path / 'ids.txt'
   path.write_text('client 3\n\nclient 1\n')

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import baselines  # noqa: F401  Registers its presets.
 import tasks  # noqa: F401  Registers the presets.
 from tff_codist import task as task_lib
 

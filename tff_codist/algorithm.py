@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Optional
 from tff_codist import client_store as client_store_lib
 from tff_codist import clients
 from tff_codist import config as config_lib
+from tff_codist import errors
 from tff_codist import models
 from tff_codist import pools as pools_lib
 from tff_codist import registry
@@ -85,3 +86,39 @@ BuildAlgorithmFn = Callable[[Setting, config_lib.Config], Algorithm]
 # Functions `(setting, config) -> Algorithm`; they read the groups of the
 # configuration under which they are registered, beside those all runs read.
 algorithms: registry.Registry[BuildAlgorithmFn] = registry.Registry('algorithm')
+
+
+def require_unlabelled(
+  setting: Setting, config: config_lib.Config
+) -> unlabelled_lib.UnlabelledData:
+  """Returns the distillation data U of an algorithm that needs it.
+
+  Raises:
+    ConfigError: If there is none.
+  """
+  if setting.unlabelled is None:
+    raise errors.ConfigError(
+      f'algorithm {config.algorithm.name!r} without distillation data',
+      expected='unlabelled examples at the server',
+      fix='choose --unlabelled.sources, or train with --algorithm.name fed_avg',
+    )
+  return setting.unlabelled
+
+
+def refuse_privacy(config: config_lib.Config, because: str) -> None:
+  """Refuses differential privacy for an algorithm that cannot have it.
+
+  Args:
+    config: The algorithm's name and the group `privacy`.
+    because: Why not, a clause.
+
+  Raises:
+    ConfigError: If the clients are to be protected.
+  """
+  if config.privacy.is_on:
+    raise errors.ConfigError(
+      f'--privacy.mechanism {" ".join(config.privacy.mechanism)} with '
+      f'{config.algorithm.name}: {because}',
+      expected='an algorithm whose clients send pseudo-gradients to be summed',
+      fix='leave out --privacy.mechanism, or choose fed_avg or merged_codist',
+    )

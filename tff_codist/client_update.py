@@ -32,6 +32,11 @@ AggregationFactory = Union[
   tff.aggregators.UnweightedAggregationFactory,
 ]
 
+# Fields of the configuration that only local training by SGD reads, and those
+# that only means of clients' models do.
+SGD_FIELDS = ('client.learning_rate', 'client.momentum')
+MEAN_FIELDS = ('client.weighting', *SGD_FIELDS)
+
 aggregators: registry.Registry = registry.Registry('aggregator')
 aggregators.register('mean')(
   lambda: tff.aggregators.MeanFactory(no_nan_division=True)
@@ -92,7 +97,8 @@ class ClientUpdate(NamedTuple):
   """The federated computations of one pool's client update.
 
   Attributes:
-    initialize: State of the aggregator. Type signature: `( -> A@SERVER)`.
+    initialize: State A of the aggregations, `<updates, metrics>`. Type
+      signature: `( -> A@SERVER)`.
     next: One cohort's pseudo-gradient. Type signature: `(<state=A@SERVER,
       weights=W@SERVER, examples={<x,y,seed>}@CLIENTS> -> <state=A@SERVER,
       pseudo_gradient=W@SERVER, metrics=M@SERVER>)`.

@@ -206,14 +206,7 @@ class Exchange:
         validation set that is not there.
       UnknownNameError: If there is no such loss.
     """
-    if setting.unlabelled is None:
-      raise errors.ConfigError(
-        f'algorithm {config.algorithm.name!r} without distillation data',
-        expected='unlabelled examples at the server',
-        fix='choose --unlabelled.sources, or train with --algorithm.name '
-        'fed_avg',
-      )
-    self._unlabelled = setting.unlabelled
+    self._unlabelled = algorithm.require_unlabelled(setting, config)
     self._steps = steps
     self._batch_size = config.distillation.batch_size
     self._gate = teachers_lib.Gate(setting, config.distillation)
@@ -320,7 +313,12 @@ def _releases(state: CodistState) -> dict[str, int]:
 
 
 # What federated averaging reads, beside what all algorithms do.
-_AVERAGING = ('server', 'privacy', 'client.aggregator')
+_AVERAGING = (
+  'server',
+  'privacy',
+  'client.aggregator',
+  *client_update.MEAN_FIELDS,
+)
 
 
 def model_traffic(

@@ -104,7 +104,8 @@ class TaskConfig(_Group):
 
   group: ClassVar[str] = 'task'
 
-  # digits, cifar100, emnist, emnist_digits or stackoverflow.
+  # digits, cifar100, emnist, emnist_digits, stackoverflow, mnist_letters or
+  # cifar_subclasses.
   name: str = 'digits'
   # Directory of the data sets; None takes $TFF_CODIST_DATA_DIR, else TFF's
   # default cache directory.
@@ -138,8 +139,9 @@ class UnlabelledConfig(_Group):
 
   # Where U comes from, one or several of: clients (training clients, set aside
   # from all pools), held_out (clients that the data set holds out itself),
-  # tfds:NAME (training split of a TFDS set), text:FILE (one sentence a line),
-  # noise (uniform); or none.
+  # tfds:NAME (training split of a TFDS set), generator:FILE.keras (a frozen
+  # generator from normal latent vectors to images in [0, 1]), text:FILE (one
+  # sentence a line), noise (uniform); or none.
   sources: tuple[str, ...] = ('clients',)
   # Proportions of the sources in U, one for each or one for all. Above 0.
   weights: tuple[float, ...] = _field((1.0,), _POSITIVE)
@@ -183,6 +185,9 @@ class PoolsConfig(_Group):
   # Share of the clients that can run each pool's model, chosen by a seeded
   # hash of the client id; smaller shares are subsets of larger ones. (0, 1].
   clients_fraction: tuple[float, ...] = _field((1.0, 0.2), _SHARE)
+  # Whether no client is in two pools: the clients are dealt out to them, and
+  # the shares add up to 1 at most.
+  disjoint: bool = False
   # CSV file with the header client_id,capacity and a line for each training
   # client, in place of clients_fraction.
   capacity_table: Optional[str] = None
@@ -221,6 +226,13 @@ class PoolsConfig(_Group):
       'cohort_size',
     ):
       self.per_pool(f'pools.{field}', getattr(self, field))
+    shares = self.per_pool('pools.clients_fraction', self.clients_fraction)
+    _require(
+      not self.disjoint or sum(shares.values()) < 1 + 1e-9,
+      'pools.clients_fraction',
+      self.clients_fraction,
+      'numbers that add up to 1 at most, together with --pools.disjoint',
+    )
     _require(
       len(self.client_lists) in (0, len(self.names)),
       'pools.client_lists',
@@ -272,7 +284,8 @@ class AlgorithmConfig(_Group):
 
   group: ClassVar[str] = 'algorithm'
 
-  # fed_avg, periodic_codist or merged_codist.
+  # fed_avg, periodic_codist, merged_codist, fed_df, fed_aux, ds_fl, fd, fed_md,
+  # fd_f_aug or fed_avg_f_aug.
   name: str = 'merged_codist'
 
 
@@ -457,6 +470,192 @@ class MergedConfig(_Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class FedDFConfig(_Group):
+  """FedDF: the averages of the clients' models learn from their ensemble."""
+
+  group: ClassVar[str] = 'fed_df'
+
+  # Distillation steps in a round, N. At least 0.
+  steps: int = _field(100, _COUNT_OR_0)
+  # Learning rate of the distillation's Adam, at first. Above 0.
+  learning_rate: float = _field(1e-3, _POSITIVE)
+  # Whether it falls to 0 along a cosine over the N steps.
+  anneal: bool = True
+  # Whose logits a prototype learns: those of all clients, or of its own only.
+  teachers: str = _field('all', _one_of('all', 'prototype'))
+  # Which student is kept: the last one, or the best on the validation set, the
+  # average before the first step among them.
+  selection: str = _field('last', _one_of('last', 'best'))
+  # Steps between two measurements on the validation set. At least 1.
+  steps_per_validation: int = _field(100, _COUNT)
+  # Steps without a better student after which distillation ends. At least 1.
+  patience: int = _field(1000, _COUNT)
+  # Leave out clients whose model is no better than 1.2 times chance on the
+  # validation set.
+  drop_worst: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DSFLConfig(_Group):
+  """DS-FL: clients and server learn sharpened mean soft labels on open data."""
+
+  group: ClassVar[str] = 'ds_fl'
+
+  # How the clients' soft labels p become q: era (softmax of their mean over T),
+  # simple (their mean), or power (their mean to the power of 1 / T, normalised;
+  # not in the paper), which always sharpens.
+  aggregation: str = _field('era', _one_of('era', 'simple', 'power'))
+  # Temperature T of era and power, in (0, 1); smaller is sharper.
+  temperature: float = _field(0.1, _INNER_SHARE)
+  # Examples of U that are drawn in a round, |o_r|. At least 1, at most U.
+  open_examples: int = _field(1000, _COUNT)
+  # Passes over o_r in a distillation, by clients and server. At least 1.
+  epochs: int = _field(5, _COUNT)
+  # Examples in a step of a distillation. At least 1.
+  batch_size: int = _field(100, _COUNT)
+  # Learning rate of a distillation's SGD. Above 0.
+  learning_rate: float = _field(0.1, _POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class FDConfig(_Group):
+  """FD: clients exchange their mean answer to each label."""
+
+  group: ClassVar[str] = 'fd'
+
+  # Weight of the cross-entropy with the others' mean answer, gamma. At least
+  # 0, which is training alone.
+  gamma: float = _field(
+    1.0, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FedMDConfig(_Group):
+  """FedMD: clients with models of their own agree on logits of public data."""
+
+  group: ClassVar[str] = 'fed_md'
+
+  # Public examples on which the clients of a round agree, |d_j|; all of them if
+  # they are fewer. At least 1.
+  alignment_size: int = _field(5000, _COUNT)
+  # Weight c of the clients of each pool in the consensus, relative to the
+  # others'. At least 0, and not 0 everywhere.
+  consensus_weights: tuple[float, ...] = _field(
+    (1.0,), _Range('numbers of at least 0', lambda v: 0 <= v < math.inf)
+  )
+  # Learning rate of all Adams. Above 0.
+  learning_rate: float = _field(1e-3, _POSITIVE)
+  # Passes over d_j that digest the consensus. At least 0; with 0 nobody learns
+  # from anybody.
+  digest_epochs: int = _field(1, _COUNT_OR_0)
+  # Examples in a step of the digestion, b_d. At least 1.
+  digest_batch_size: int = _field(256, _COUNT)
+  # Passes over the public data before the first round, at most. At least 0.
+  warmup_epochs: int = _field(20, _COUNT_OR_0)
+  # Public examples in a step of them. At least 1.
+  warmup_batch_size: int = _field(128, _COUNT)
+  # They end after so many passes in a row without a gain, at least 1 ...
+  warmup_patience: int = _field(3, _COUNT)
+  # ... of more than this in accuracy on public examples set aside. In [0, 1).
+  warmup_min_gain: float = _field(1e-3, _BELOW_ONE)
+  # Share of the public examples that is set aside for it. In (0, 1).
+  validation_fraction: float = _field(0.1, _INNER_SHARE)
+  # Passes over a client's own examples when it joins. At least 0.
+  transfer_epochs: int = _field(25, _COUNT_OR_0)
+  # Examples in a step of them. At least 1.
+  transfer_batch_size: int = _field(32, _COUNT)
+
+  def __post_init__(self):
+    super().__post_init__()
+    _require(
+      any(self.consensus_weights),
+      'fed_md.consensus_weights',
+      self.consensus_weights,
+      'at least one number above 0',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicPrivateConfig(_Group):
+  """Tasks with public data, and a few clients with a little private data."""
+
+  group: ClassVar[str] = 'public_private'
+
+  # Clients that train. At least 1.
+  clients: int = _field(10, _COUNT)
+  # How the private data is split over them: iid; or non_iid, by writers or by
+  # subclasses.
+  split: str = _field('iid', _one_of('iid', 'non_iid'))
+  # Private examples that a client has of each class. At least 1. Writers have
+  # what they wrote.
+  examples_per_class: int = _field(3, _COUNT)
+  # A single client that has the data of all: the upper bound.
+  pooled: bool = False
+  # Public examples at most, the first ones; None takes all.
+  public_examples: Optional[int] = _field(None, _COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class FedAUXConfig(_Group):
+  """FedAUX: pre-training on U, and an ensemble weighted by certainty scores.
+
+  The fields of its distillation are those of `fed_df`, without `anneal`.
+  """
+
+  group: ClassVar[str] = 'fed_aux'
+
+  # Passes of the autoencoders over U before the first round. At least 0; 0
+  # leaves the extractors as they were drawn.
+  pretraining_epochs: int = _field(10, _COUNT_OR_0)
+  # Learning rate of the autoencoders' Adam. Above 0.
+  pretraining_learning_rate: float = _field(1e-3, _POSITIVE)
+  # Standard deviation of the noise that an autoencoder takes off its inputs, in
+  # their unit. At least 0.
+  pretraining_noise: float = _field(
+    0.1, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
+  )
+  # Share of U that stands for what no client has, U^-; the rest is distilled
+  # on. (0, 1).
+  negatives_fraction: float = _field(0.2, _INNER_SHARE)
+  # Regularisation of the clients' logistic regression, of its mean loss,
+  # lambda. Above 0.
+  regularization: float = _field(0.01, _POSITIVE)
+  # Differential privacy of a client's certainty scores, epsilon, of one release
+  # for each pool that it is in. (0, 1], or inf, which adds no noise.
+  epsilon: float = _field(
+    0.1,
+    _Range('a number in (0, 1], or inf', lambda v: 0 < v <= 1 or v == math.inf),
+  )
+  # Its delta, which should be below one over the client's examples.
+  delta: float = _field(1e-5, _DELTA)
+  # Draw the scores' noise from the run's seed. Who knows the seed can then take
+  # it off again: for tests of the program, not for people's data.
+  reproducible_noise: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FAugConfig(_Group):
+  """FAug: a generator from the clients' seed samples balances their labels."""
+
+  group: ClassVar[str] = 'f_aug'
+
+  # A label is lacking on a client, a target, if it has at most so many examples
+  # of it. At least 1.
+  lacking_examples: int = _field(5, _COUNT)
+  # Seed samples that a client uploads of each label. At least 1.
+  seed_samples: int = _field(5, _COUNT)
+  # Labels that are not lacking of which it uploads seeds as well. At least 0.
+  redundant_labels: int = _field(0, _COUNT_OR_0)
+  # Training steps of the generator. At least 1.
+  steps: int = _field(2000, _COUNT)
+  # Seeds in a step. At least 1.
+  batch_size: int = _field(64, _COUNT)
+  # Learning rate of its Adam. Above 0.
+  learning_rate: float = _field(2e-4, _POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
 class RuntimeConfig(_Group):
   """What executes the federated computations."""
 
@@ -523,6 +722,13 @@ class Config:
   distillation: DistillationConfig = DistillationConfig()
   periodic: PeriodicConfig = PeriodicConfig()
   merged: MergedConfig = MergedConfig()
+  fed_df: FedDFConfig = FedDFConfig()
+  fed_aux: FedAUXConfig = FedAUXConfig()
+  ds_fl: DSFLConfig = DSFLConfig()
+  fd: FDConfig = FDConfig()
+  f_aug: FAugConfig = FAugConfig()
+  fed_md: FedMDConfig = FedMDConfig()
+  public_private: PublicPrivateConfig = PublicPrivateConfig()
   runtime: RuntimeConfig = RuntimeConfig()
   program: ProgramConfig = ProgramConfig()
   # Seed of every random choice of the run.

@@ -118,7 +118,8 @@ def distil(
       )
     gradient = tape.gradient(loss, trained)
     if config.clip_norm is not None:
-      gradient, _ = tf.clip_by_global_norm(gradient, config.clip_norm)
+      clipped, _ = tf.clip_by_global_norm(gradient, config.clip_norm)
+      gradient = tuple(clipped)
     optimizer_state, trained = optimizer.next(
       optimizer_state, trained, gradient
     )

@@ -1,5 +1,6 @@
 """From a configuration to everything that a run needs."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
@@ -97,12 +98,35 @@ def check_no_idle_field(
       (pools.client_lists and '--pools.client_lists')
       or (pools.capacity_table and '--pools.capacity_table')
     ),
+    'pools.disjoint': (
+      (pools.client_lists and '--pools.client_lists')
+      or (pools.capacity_table and '--pools.capacity_table')
+    ),
     'pools.min_capacity': not pools.capacity_table
     and 'no --pools.capacity_table',
     'distillation.teacher_weighting': len(pools.names) < 3
     and 'fewer than three pools',
     'unlabelled.weights': len(unlabelled.sources) == 1 and 'a single source',
   }
+  if config.ds_fl.aggregation == 'simple':
+    replaced['ds_fl.temperature'] = '--ds_fl.aggregation simple'
+  if config.fed_aux.epsilon == math.inf:
+    for field in ('fed_aux.delta', 'fed_aux.reproducible_noise'):
+      replaced[field] = '--fed_aux.epsilon inf'
+  if not config.fed_aux.pretraining_epochs:
+    for field in (
+      'fed_aux.pretraining_learning_rate',
+      'fed_aux.pretraining_noise',
+    ):
+      replaced[field] = '--fed_aux.pretraining_epochs 0'
+  if config.fed_df.selection == 'last':
+    for field in ('fed_df.patience', 'fed_df.steps_per_validation'):
+      replaced[field] = '--fed_df.selection last'
+  task, split = config.task.name, config.public_private.split
+  if (task, split) == ('mnist_letters', 'non_iid'):
+    replaced['public_private.examples_per_class'] = (
+      f'--public_private.split {split}, where a client has what it wrote'
+    )
   sources = f'--unlabelled.sources {" ".join(unlabelled.sources)}'
   if 'clients' not in unlabelled.sources:
     replaced['unlabelled.clients_fraction'] = sources
@@ -250,6 +274,8 @@ def _pools(
   sizes = fields.per_pool('pools.cohort_size', fields.cohort_size)
   domains = fields.per_pool('pools.domains', fields.domains)
   lists = dict(zip(fields.names, fields.client_lists))
+  if fields.disjoint:
+    dealt = pools_lib.deal(train.client_ids, fractions, seed=config.seed)
   if fields.capacity_table:
     thresholds = fields.per_pool('pools.min_capacity', fields.min_capacity)
     capacities = pools_lib.read_capacities(
@@ -265,6 +291,8 @@ def _pools(
         for client_id in train.client_ids
         if capacities[client_id] >= thresholds[name]
       )
+    if fields.disjoint:
+      return dealt[name]
     return pools_lib.by_capacity(
       train.client_ids, fractions[name], seed=config.seed
     )

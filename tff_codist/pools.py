@@ -2,9 +2,10 @@
 
 import csv
 import hashlib
+import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tff_codist import errors
@@ -76,6 +77,33 @@ def by_capacity(
   """
   count = count_of(fraction, len(client_ids))
   return draw(client_ids, count, seed=seed, purpose='capacity')
+
+
+def deal(
+  client_ids: Sequence[str], fractions: Mapping[str, float], *, seed: int
+) -> dict[str, tuple[str, ...]]:
+  """Deals clients out to pools, each client to one of them at most.
+
+  They are drawn by a hash of seed and client id.
+
+  Args:
+    client_ids: All clients.
+    fractions: {pool: its share of them}, adding up to 1 at most.
+    seed: The run's seed.
+
+  Returns:
+    {pool: its clients' ids, sorted}. Their number differs from the share by
+    less than 1.
+  """
+  order = ranked(client_ids, seed=seed, purpose='deal')
+  ends = [
+    round(share * len(order))
+    for share in itertools.accumulate(fractions.values())
+  ]
+  return {
+    name: tuple(sorted(order[start:end]))
+    for name, start, end in zip(fractions, [0, *ends], ends)
+  }
 
 
 def read_capacities(path: str, client_ids: Iterable[str]) -> dict[str, float]:

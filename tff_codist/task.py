@@ -79,6 +79,8 @@ class Task(NamedTuple):
       has no meaning.
     own_datasets: Names of TFDS sets with the task's own examples, among them
       those of its test; they are refused as distillation data.
+    public: Labelled examples `<x, y>` that the server and all clients have;
+      `None` if there are none.
   """
 
   name: str
@@ -95,6 +97,7 @@ class Task(NamedTuple):
   held_out: Optional[clients.ClientData] = None
   foreign: Optional[ForeignInputs] = None
   own_datasets: tuple = ()
+  public: Optional[clients.Examples] = None
 
   @property
   def padding(self) -> tuple[int, ...]:
