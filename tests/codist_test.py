@@ -290,3 +290,20 @@ def test_teachers_weigh_equally_or_by_clients(context):
     0, abs=1e-6
   )
   assert equal['exchange/c/distillation_loss'] > 0.01
+
+
+def test_norm_of_noise_is_warned_of(caplog):
+  private = {'mechanism': ('gaussian',), 'clip': (1.0,)}
+  uniform = {'weighting': 'uniform', 'batch_size': 4}
+  noise = {'sources': ('noise',)}
+  for match_norm in (False, True):
+    caplog.clear()
+    _build(
+      toys.make_setting(),
+      'merged_codist',
+      merged={'match_norm': match_norm},
+      privacy=private,
+      client=uniform,
+      unlabelled=noise,
+    )
+    assert ('norm of its noise' in caplog.text) == match_norm

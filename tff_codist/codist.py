@@ -25,6 +25,7 @@ References:
 """
 
 import collections
+import logging
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -40,6 +41,8 @@ from tff_codist import models
 from tff_codist import server_update
 from tff_codist import teachers as teachers_lib
 from tff_codist.privacy import mechanisms
+
+_logger = logging.getLogger(__name__)
 
 
 class PoolState(NamedTuple):
@@ -460,6 +463,12 @@ def build_merged_codist(
   alpha = config.pools.per_pool(
     'merged.distillation_weight', config.merged.distillation_weight
   )
+  if config.merged.match_norm and config.privacy.is_on:
+    _logger.warning(
+      'match_norm with differential privacy: the federated pseudo-gradient has '
+      'the norm of its noise, to which distillation is scaled up. It learns '
+      'better with --merged.nomatch_norm.'
+    )
   merges = {
     name: distillation.build_merge(model, config.merged)
     for name, model in pools.models.items()

@@ -453,7 +453,8 @@ class MergedConfig(_Group):
   learning_rate: float = _field(1e-5, _POSITIVE)
   # Rounds at the start in which alpha is 0. At least 0.
   warmup_rounds: int = _field(0, _COUNT_OR_0)
-  # Give the distillation pseudo-gradient the norm of the federated one.
+  # Give the distillation pseudo-gradient the norm of the federated one. Not for
+  # training with differential privacy, where that is the norm of the noise.
   match_norm: bool = False
   # Divide the merged pseudo-gradient by 1 - alpha, so that distillation adds
   # to the federated step and does not shrink it. alpha must be below 1.
