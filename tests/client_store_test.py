@@ -71,6 +71,7 @@ def test_file_does_not_grow_with_versions(store, tmp_path):
 
 
 def test_nothing_is_written_before_there_is_something(store, tmp_path):
+  store.keep(1, [client_store.NOTHING])
   store.keep_only([])
   with pytest.raises(errors.CheckpointError, match='without state'):
     store.get(b'1' * 32, _value(0))

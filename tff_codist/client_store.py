@@ -102,14 +102,17 @@ class ClientStore:
       version: The version's number, as of its checkpoint.
       digests: What the state refers to.
     """
+    digests = set(digests) - {NOTHING}
+    if self._is_empty and not digests:
+      return
     self._write('DELETE FROM kept WHERE version = ?', version)
-    for digest in set(digests) - {NOTHING}:
+    for digest in digests:
       self._write('INSERT INTO kept VALUES (?, ?)', version, digest)
     self._commit()
 
   def keep_only(self, versions: Iterable[int]) -> None:
     """Removes every value that none of these versions refers to."""
-    if not self._connection and not self._path.exists():
+    if self._is_empty:
       return
     for (version,) in (
       self._open().execute('SELECT DISTINCT version FROM kept').fetchall()
@@ -127,8 +130,12 @@ class ClientStore:
       self._connection.close()
     self._connection = None
 
+  @property
+  def _is_empty(self) -> bool:
+    return not self._connection and not self._path.exists()
+
   def _find(self, digest: bytes) -> Optional[tuple[bytes]]:
-    if not self._connection and not self._path.exists():
+    if self._is_empty:
       return None
     query = 'SELECT content FROM clients WHERE digest = ?'
     try:
