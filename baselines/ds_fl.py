@@ -205,7 +205,7 @@ def distil(
     loss_of,
     weights,
     sgd,
-    sgd.initialize(tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)),
+    models.fresh_optimizer_state(sgd, weights),
     num_examples=tf.shape(x)[0],
     epochs=config.epochs,
     batch_size=config.batch_size,

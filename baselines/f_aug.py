@@ -298,10 +298,7 @@ class Networks:
       low, high = tf.reduce_min(inputs), tf.reduce_max(inputs)
       inputs = tf.math.divide_no_nan(inputs - low, high - low)
       g, d = generator.weights, discriminator
-      g_adam, d_adam = (
-        adam.initialize(tf.nest.map_structure(tf.TensorSpec.from_tensor, w))
-        for w in (g, d)
-      )
+      g_adam, d_adam = (models.fresh_optimizer_state(adam, w) for w in (g, d))
       g_sum, d_sum = tf.zeros([]), tf.zeros([])
       for step in tf.range(config.steps):
         row_seed, noise_seed = tf.unstack(

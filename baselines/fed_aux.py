@@ -80,6 +80,7 @@ from tff_codist import clients
 from tff_codist import codist
 from tff_codist import computations
 from tff_codist import config as config_lib
+from tff_codist import distillation
 from tff_codist import errors
 from tff_codist import local_training
 from tff_codist import models
@@ -229,12 +230,11 @@ def build_pretraining(
       loss = tf.reduce_mean(tf.math.squared_difference(made, x))
       return loss, (loss, 1.0)
 
-    specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
     _, trained, (loss, steps) = local_training.descend(
       loss_of,
       weights,
       adam,
-      adam.initialize(specs),
+      models.fresh_optimizer_state(adam, weights),
       num_examples=tf.shape(examples)[0],
       epochs=fields.pretraining_epochs,
       batch_size=config.distillation.batch_size,
@@ -662,19 +662,7 @@ def _with_entropy(examples: clients.SeededExamples) -> clients.SeededExamples:
       'drop_worst',
     )
   ),
-  *(
-    f'distillation.{name}'
-    for name in (
-      'loss',
-      'temperature',
-      'temperature_exponent',
-      'batch_size',
-      'beta1',
-      'beta2',
-      'epsilon',
-      'clip_norm',
-    )
-  ),
+  *distillation.PASS_FIELDS,
 )
 def build_fed_aux(
   setting: algorithm.Setting, config: config_lib.Config
@@ -742,11 +730,7 @@ def build_fed_aux(
     next_fn,
     lambda state: {name: (own,) for name, own in state.weights.items()},
     traffic=codist.model_traffic(setting),
-    client_states=lambda state: [
-      digest
-      for digests in state.scorers.values()
-      for digest in personal.stored(digests)
-    ],
+    client_states=lambda state: personal.stored(state.scorers.values()),
   )
 
 

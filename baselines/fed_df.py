@@ -501,19 +501,7 @@ class _Student(NamedTuple):
   'fed_df',
   'fed_df',
   *client_update.MEAN_FIELDS,
-  *(
-    f'distillation.{name}'
-    for name in (
-      'loss',
-      'temperature',
-      'temperature_exponent',
-      'batch_size',
-      'beta1',
-      'beta2',
-      'epsilon',
-      'clip_norm',
-    )
-  ),
+  *distillation.PASS_FIELDS,
 )
 def build_fed_df(
   setting: algorithm.Setting, config: config_lib.Config

@@ -243,16 +243,11 @@ class Architecture:
 
     return join
 
-  def _fresh_adam(self, weights):
-    return self._adam.initialize(
-      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
-    )
-
   def _join(self, weights):
     return ClientState(
       weights,
-      digest=self._fresh_adam(weights),
-      train=self._fresh_adam(weights),
+      digest=models.fresh_optimizer_state(self._adam, weights),
+      train=models.fresh_optimizer_state(self._adam, weights),
       is_transferred=tf.constant(False),
     )
 
@@ -673,11 +668,7 @@ def build_fed_md(
     traffic={
       name: algorithm.Traffic(down=n, up=n) for name, n in floats.items()
     },
-    client_states=lambda state: [
-      digest
-      for digests in state.clients.values()
-      for digest in personal.stored(digests)
-    ],
+    client_states=lambda state: personal.stored(state.clients.values()),
   )
 
 

@@ -99,9 +99,7 @@ def train_on_examples(
     loss_of,
     weights,
     optimizer,
-    optimizer.initialize(
-      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
-    ),
+    models.fresh_optimizer_state(optimizer, weights),
     num_examples=tf.shape(examples['y'])[0],
     epochs=config.epochs,
     batch_size=config.batch_size,
@@ -291,11 +289,7 @@ class PersonalPools:
 
 def stored(pools: PoolStates) -> list[bytes]:
   """Returns the digests of everything that the pools' clients have."""
-  return [
-    digest
-    for pool in pools.values()
-    for digest in personal.stored(pool.clients)
-  ]
+  return personal.stored(pool.clients for pool in pools.values())
 
 
 def check_soft_labels_fit(

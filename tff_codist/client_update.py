@@ -166,9 +166,7 @@ def train_on_client(
     loss_of,
     weights,
     optimizer,
-    optimizer.initialize(
-      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
-    ),
+    models.fresh_optimizer_state(optimizer, weights),
     num_examples=num_examples,
     epochs=epochs,
     batch_size=batch_size,

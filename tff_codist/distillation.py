@@ -24,6 +24,21 @@ from tff_codist import losses
 from tff_codist import models
 from tff_codist import task as task_lib
 
+# Fields of the configuration that a single pass reads.
+PASS_FIELDS = tuple(
+  f'distillation.{name}'
+  for name in (
+    'loss',
+    'temperature',
+    'temperature_exponent',
+    'batch_size',
+    'beta1',
+    'beta2',
+    'epsilon',
+    'clip_norm',
+  )
+)
+
 
 class Distillation(NamedTuple):
   """The server computations of one student's distillation.
@@ -263,9 +278,7 @@ def _build_pass(
   losses.distillation_losses[config.loss]
 
   def fresh(weights):
-    return optimizer.initialize(
-      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
-    )
+    return models.fresh_optimizer_state(optimizer, weights)
 
   start = tff.tensorflow.computation(fresh, student.weights_type)
   types = collections.OrderedDict(

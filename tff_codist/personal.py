@@ -87,6 +87,8 @@ class ClientStates:
     return self._sample[:count]
 
 
-def stored(digests: Digests) -> list[bytes]:
-  """Returns the digests of the clients that have something."""
-  return [row.tobytes() for row in digests if row.any()]
+def stored(pools_digests: Iterable[Digests]) -> list[bytes]:
+  """Returns the digests, of some pools, of the clients that have something."""
+  return [
+    row.tobytes() for digests in pools_digests for row in digests if row.any()
+  ]

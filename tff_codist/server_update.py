@@ -225,9 +225,7 @@ def build_server_update(
 
   @tff.tensorflow.computation(model.weights_type)
   def start(weights):
-    return optimizer.initialize(
-      tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
-    )
+    return models.fresh_optimizer_state(optimizer, weights)
 
   state_type = start.type_signature.result
 

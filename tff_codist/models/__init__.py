@@ -5,6 +5,7 @@ from tff_codist.models.language import transformer
 from tff_codist.models.model import Model
 from tff_codist.models.model import Weights
 from tff_codist.models.model import all_finite
+from tff_codist.models.model import fresh_optimizer_state
 from tff_codist.models.vision import cnn
 from tff_codist.models.vision import mlp
 from tff_codist.models.vision import resnet
@@ -15,6 +16,7 @@ __all__ = [
   'Weights',
   'all_finite',
   'cnn',
+  'fresh_optimizer_state',
   'lstm',
   'mlp',
   'resnet',

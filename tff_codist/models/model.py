@@ -9,6 +9,7 @@ whatever weights are passed in.
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -128,6 +129,15 @@ class Model:
     keras_model = self._keras_fn()
     keras_model.set_weights(weights)
     return keras_model
+
+
+def fresh_optimizer_state(
+  optimizer: tff.learning.optimizers.Optimizer, weights: Weights
+) -> Any:
+  """Returns the state of an optimizer before its first step on weights."""
+  return optimizer.initialize(
+    tf.nest.map_structure(tf.TensorSpec.from_tensor, weights)
+  )
 
 
 def all_finite(weights: Weights) -> tf.Tensor:
