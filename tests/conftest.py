@@ -10,6 +10,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+pytest_plugins = ['tests.run_folders']
+
 
 @pytest.fixture(scope='session')
 def _runtimes():

@@ -93,6 +93,10 @@ class NonFiniteModelError(CodistError, ArithmeticError):
   """A pool's model that is no longer finite."""
 
 
+class FailedRunsError(CodistError, RuntimeError):
+  """Trainings of a table or a study that failed; the others are there."""
+
+
 class ArgumentError(CodistError, TypeError, ValueError):
   """An argument that is not of the type a computation was built for."""
 

@@ -6,11 +6,13 @@ round 0 counts only if there is no other evaluation.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional
 
 import numpy as np
+from scipy import stats
 
 from tff_codist import errors
 from tff_codist.reports import groups as groups_lib
@@ -36,6 +38,8 @@ class Comparison:
     difference: Mean minus that of fed_avg with the same privacy; None for
       fed_avg itself and where no run of it has this pool with this model.
     standard_error: Of the difference; None where there are too few seeds.
+    p_value: Of the hypothesis that the difference is zero, by Student's t-test
+      for pairs, else by Welch's, two-sided; None as the standard error.
     is_paired: Whether the difference is the mean over pairs of runs with the
       same seed. It is if both algorithms have the same seeds; otherwise it is
       the difference of the means and its error that of two independent samples.
@@ -54,6 +58,7 @@ class Comparison:
   spread: Optional[float] = None
   difference: Optional[float] = None
   standard_error: Optional[float] = None
+  p_value: Optional[float] = None
   is_paired: Optional[bool] = None
   epsilon: Optional[float] = None
   worst_epsilon: Optional[float] = None
@@ -171,17 +176,22 @@ def _with_difference(
     differences = values - np.array([baseline[seed] for seed in by_seed])
     difference = float(differences.mean())
     samples = (differences,)
+    test = functools.partial(stats.ttest_1samp, popmean=0.0)
   else:
     others = np.array(list(baseline.values()))
     difference = float(values.mean() - others.mean())
     samples = (values, others)
-  standard_error = None
+    test = functools.partial(stats.ttest_ind, equal_var=False)
+  standard_error = p_value = None
   if all(sample.size > 1 for sample in samples):
     standard_error = math.sqrt(sum(s.var(ddof=1) / s.size for s in samples))
+    # Equal differences have no spread, and no test.
+    p_value = float(test(*samples).pvalue) if standard_error else None
   return dataclasses.replace(
     row,
     difference=difference,
     standard_error=standard_error,
+    p_value=p_value,
     is_paired=is_paired,
   )
 

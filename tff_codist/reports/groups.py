@@ -15,7 +15,7 @@ class Setting:
   """What the runs of a group share.
 
   Attributes:
-    algorithm: Name of the algorithm.
+    algorithm: Name of the algorithm, or the label that the runs have.
     privacy: Name and value of the fields of `privacy` that are set, see
       `privacy.fields`; empty without privacy.
     distinctive: The fields of `privacy` that name the group beside the others,
@@ -74,16 +74,16 @@ def group_runs(runs: Sequence[runs_lib.Run]) -> Groups:
       they are not.
   """
   _check_comparable(runs)
-  algorithms = list(dict.fromkeys([BASELINE, *(r.algorithm for r in runs)]))
+  algorithms = list(dict.fromkeys([BASELINE, *(r.setting for r in runs)]))
   runs = sorted(
-    runs, key=lambda run: (algorithms.index(run.algorithm), *_noise(run))
+    runs, key=lambda run: (algorithms.index(run.setting), *_noise(run))
   )
   privacies = [privacy_lib.fields(run) for run in runs]
   distinctive = tuple(privacy_lib.distinctive(privacies))
   groups: dict[Setting, dict[int, runs_lib.Run]] = {}
   for run, privacy in zip(runs, privacies):
     setting = Setting(
-      algorithm=run.algorithm,
+      algorithm=run.setting,
       privacy=tuple(privacy.items()),
       distinctive=distinctive,
     )

@@ -726,8 +726,8 @@ def _title(
   """
   runs = [run for group in groups.values() for run in group]
   sizes = sorted({len(group) for group in groups.values() if group})
-  if len({run.algorithm for run in runs}) == 1:
-    of = f'{runs[0].task}, {runs[0].algorithm}'
+  if len({run.setting for run in runs}) == 1:
+    of = f'{runs[0].task}, {runs[0].setting}'
   else:
     of = runs[0].task
   if len(runs) == 1:

@@ -36,6 +36,7 @@ class Run:
     finished: Whether the run came to its planned end.
     failure: Last line of `FAILED.txt`, the error below its time and traceback;
       None if the run did not fail.
+    label: What reports call the run's setting; None is its algorithm's name.
   """
 
   path: pathlib.Path
@@ -44,6 +45,12 @@ class Run:
   metrics: Mapping[str, Series]
   finished: bool
   failure: Optional[str] = None
+  label: Optional[str] = None
+
+  @property
+  def setting(self) -> str:
+    """What reports call the run's setting, without its privacy."""
+    return self.label or self.algorithm
 
   @property
   def algorithm(self) -> str:
@@ -104,11 +111,15 @@ class Run:
     return self.metrics.get(f'eval/{pool}/{metric}')
 
 
-def load_run(run_dir: Union[str, os.PathLike]) -> Run:
+def load_run(
+  run_dir: Union[str, os.PathLike], *, label: Optional[str] = None
+) -> Run:
   """Reads a run folder, of a finished run or of one that still trains.
 
   Args:
     run_dir: The folder that `bin/train.py` was given as `--run_dir`.
+    label: What reports call its setting; runs with one label are repetitions.
+      None is the name of its algorithm.
 
   Returns:
     The run. Every pool has at least one evaluation.
@@ -143,6 +154,7 @@ def load_run(run_dir: Union[str, os.PathLike]) -> Run:
     metrics=metrics,
     finished=(path / 'DONE').exists(),
     failure=failure,
+    label=label,
   )
 
 

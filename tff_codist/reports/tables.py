@@ -155,7 +155,7 @@ def comparison_table(
     f'{"in percentage points, " if is_fraction else ""}'
     'with its standard error.'
   )
-  return styles[style](caption, rows, _notes(runs, rows, last))
+  return styles[style](caption, rows, notes(runs, rows, last))
 
 
 def privacy_table(
@@ -602,15 +602,21 @@ def _markdown_table(
   return '\n'.join(lines) + '\n'
 
 
-def _notes(
+def notes(
   runs: Sequence[runs_lib.Run], rows: Sequence[comparison.Comparison], last: int
 ) -> list[str]:
-  """Returns what weakens a comparison, a sentence for each weakness."""
-  notes, metric = [], rows[0].metric
+  """Returns what weakens a comparison, a sentence for each weakness.
+
+  Args:
+    runs: The runs.
+    rows: Their comparison.
+    last: Evaluations in the mean that was compared.
+  """
+  sentences, metric = [], rows[0].metric
   if all(row.setting.algorithm != groups_lib.BASELINE for row in rows):
-    notes.append(f'No run of {groups_lib.BASELINE}: no differences.')
+    sentences.append(f'No run of {groups_lib.BASELINE}: no differences.')
   if any(row.is_paired is False for row in rows):
-    notes.append(
+    sentences.append(
       f'Unpaired: the seeds are not those of {groups_lib.BASELINE}; the '
       'difference is that of the means.'
     )
@@ -622,7 +628,7 @@ def _notes(
   }
   unfinished = [names[run] for run in runs if not run.finished]
   if unfinished:
-    notes.append(f'Not finished: {", ".join(unfinished)}.')
+    sentences.append(f'Not finished: {", ".join(unfinished)}.')
   short = [
     names[run]
     for run in runs
@@ -634,7 +640,7 @@ def _notes(
     )
   ]
   if short:
-    notes.append(f'Fewer than {last} evaluations: {", ".join(short)}.')
+    sentences.append(f'Fewer than {last} evaluations: {", ".join(short)}.')
   ends: dict[int, list[str]] = {}
   for run in runs:
     ends.setdefault(run.last_round, []).append(names[run])
@@ -645,18 +651,19 @@ def _notes(
       else f'{end} ({len(ends[end])} runs)'
       for end in sorted(ends)
     ]
-    notes.append(f'Runs end in different rounds: {", ".join(parts)}.')
+    sentences.append(f'Runs end in different rounds: {", ".join(parts)}.')
   within: set[str] = set()
   for group in groups.values():
     within |= _differing_fields(group)
   kind = 'row' if any(map(privacy_lib.is_private, runs)) else 'algorithm'
   if within:
-    notes.append(f'Runs of one {kind} differ in {", ".join(sorted(within))}.')
+    fields = ', '.join(sorted(within))
+    sentences.append(f'Runs of one {kind} differ in {fields}.')
   between = _differing_fields(runs) - within
   between = {name for name in between if name.startswith(_SHARED_FIELDS)}
   if between:
-    notes.append(f'The {kind}s differ in {", ".join(sorted(between))}.')
-  return notes
+    sentences.append(f'The {kind}s differ in {", ".join(sorted(between))}.')
+  return sentences
 
 
 def _differing_fields(runs: Sequence[runs_lib.Run]) -> set[str]:

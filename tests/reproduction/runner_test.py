@@ -1,0 +1,158 @@
+"""A small table on digits, trained by processes from the first to the last."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+import tasks  # noqa: F401  Registers digits.
+from tff_codist import errors
+from tff_codist import registry
+from tff_codist import reproduction
+from tff_codist.reproduction import report
+from tff_codist.reproduction import runner
+from tff_codist.reproduction import table
+
+_FLAGS = {
+  'preset': 'digits',
+  'program.rounds': 4,
+  'program.rounds_per_evaluation': 2,
+  'pools.cohort_size': 2,
+}
+
+
+_TABLES = registry.Registry('table')
+
+
+@_TABLES.register('digits')
+def _digits(scale):
+  flags = _FLAGS | ({'program.rounds': 2} if scale == 'quick' else {})
+  flags['algorithm.name'] = 'fed_avg'
+  rows = [
+    reproduction.Row('fed_avg', flags),
+    reproduction.Row('no_list', {**flags, 'pools.client_lists': ('a', 'b')}),
+  ]
+  return reproduction.Table(
+    'Digits', 'Nobody.', 'None.', 'all.', tuple(rows), last=1
+  )
+
+
+@_TABLES.register('wrong')
+def _wrong(scale):
+  del scale
+  row = reproduction.Row('fed_avg', {**_FLAGS, 'server.learning_rat': 1})
+  return reproduction.Table('Wrong', 'Nobody.', 'None.', 'all.', (row,))
+
+
+def _reproduce(out_dir, **changes):
+  arguments = {
+    'name': 'digits',
+    'scale': 'quick',
+    'num_seeds': None,
+    'jobs': 2,
+    'out_dir': out_dir,
+    **changes,
+  }
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(table, 'tables', _TABLES)
+    runner.reproduce(arguments.pop('name'), **arguments)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The folder of the table at scale `machine`, one seed, and its error."""
+  out_dir = tmp_path_factory.mktemp('reproduce') / 'out'
+  with pytest.raises(errors.FailedRunsError) as raised:
+    _reproduce(out_dir, scale='machine', num_seeds=1)
+  return out_dir, raised.value
+
+
+def test_one_run_finishes_and_the_other_is_reported_as_failed(trained):
+  out_dir, error = trained
+  assert '1 of 2 runs that failed: no_list, seed 1' in str(error)
+  (result,) = report.from_csv((out_dir / 'report.csv').read_text())[:1]
+  assert (result.setting, result.n) == ('fed_avg', 1)
+  text = (out_dir / 'report.md').read_text()
+  (line,) = [x for x in text.splitlines() if x.startswith('* no_list')]
+  assert 'error: Found' in line
+  assert str(out_dir / 'runs' / 'no_list_1.log') in line
+  assert (out_dir / 'runs' / 'no_list_1.log').exists()
+
+
+def test_rates_were_measured_before(trained):
+  rates = json.loads((trained[0] / 'rates.json').read_text())
+  assert set(rates) == {'fed_avg'}
+  assert rates['fed_avg']['round_seconds'] > 0
+  assert rates['fed_avg']['checkpoint_bytes'] > 1000
+  assert not list(trained[0].glob('.rates.*'))
+
+
+def test_finished_runs_are_kept_and_a_report_trains_nothing(
+  trained, capsys, monkeypatch
+):
+  out_dir, _ = trained
+  monkeypatch.setattr(runner.processes, 'run', None)
+  before = (out_dir / 'report.csv').read_bytes()
+  _reproduce(out_dir, scale='machine', num_seeds=2, report_only=True)
+  assert (out_dir / 'report.csv').read_bytes() == before
+  printed = capsys.readouterr().out
+  assert 'fed_avg, seed 2: not finished, 0 rounds' in printed
+  assert 'no_list, seed 1: failed' in printed
+  assert str(out_dir / 'report.html') in printed
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'name': 'digist'}, "use 'digits'"),
+    ({'scale': 'machin'}, "use 'machine'"),
+    ({'num_seeds': 0}, '--seeds 0'),
+    ({'jobs': -1}, '--jobs -1'),
+    ({'name': 'wrong'}, "use '--server.learning_rate'"),
+  ],
+)
+def test_wrong_input(tmp_path, changes, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    _reproduce(tmp_path / 'out', **changes)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_folder_of_another_table(trained):
+  with pytest.raises(errors.RunFolderError, match="'scale': 'quick'"):
+    _reproduce(trained[0])
+
+
+def test_folder_with_something_else(tmp_path):
+  (tmp_path / 'letter.txt').touch()
+  with pytest.raises(errors.RunFolderError, match='something else'):
+    _reproduce(tmp_path)
+
+
+def test_run_of_another_configuration(trained, tmp_path):
+  out_dir = tmp_path / 'out'
+  shutil.copytree(trained[0], out_dir)
+  path = out_dir / 'runs' / 'fed_avg_1' / 'config.json'
+  path.write_text(path.read_text().replace('"rounds": 4', '"rounds": 5'))
+  with pytest.raises(errors.RunFolderError, match=r'program\.rounds: 5 there'):
+    _reproduce(out_dir, scale='machine', num_seeds=1)
+
+
+def test_disk_without_room(trained, tmp_path, monkeypatch):
+  out_dir = tmp_path / 'out'
+  out_dir.mkdir()
+  shutil.copy(trained[0] / 'rates.json', out_dir)
+  shutil.copy(trained[0] / 'table.json', out_dir)
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
+  rates = json.loads((out_dir / 'rates.json').read_text())
+  rates['no_list'] = rates['fed_avg']
+  (out_dir / 'rates.json').write_text(json.dumps(rates))
+  with pytest.raises(errors.StorageError, match='for the planned runs'):
+    _reproduce(out_dir, scale='machine')
+  assert not (out_dir / 'runs').exists()
+
+
+def test_example_in_the_help_names_a_table():
+  script = pathlib.Path(runner.__file__).parents[2] / 'bin' / 'reproduce.py'
+  assert 'bin/reproduce.py codist_cifar100' in script.read_text()

@@ -1,0 +1,211 @@
+"""How long the runs of a table will take, and how much disk.
+
+Measured by a training of a few rounds for each row, and kept in `rates.json`.
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from tff_codist import config as config_lib
+from tff_codist import errors
+from tff_codist import files
+from tff_codist.program import processes
+from tff_codist.reports import runs as runs_lib
+from tff_codist.reproduction import table as table_lib
+
+# The first round of a measurement compiles, the second still tries how many
+# clients to train at a time.
+_ROUNDS = 5
+_SKIPPED_ROUNDS = 2
+# What makes every round of a measurement an exchange.
+_ALWAYS_EXCHANGE = {
+  'merged_codist': {'merged.warmup_rounds': 0},
+  'periodic_codist': {'periodic.period': 1},
+}
+
+
+class Rate(NamedTuple):
+  """What a row's runs cost.
+
+  Attributes:
+    start_seconds: To start, to compile and to end.
+    round_seconds: Of a round without exchange.
+    exchange_seconds: Of an exchange.
+    evaluation_seconds: Of an evaluation.
+    checkpoint_bytes: Of a run folder with one checkpoint.
+  """
+
+  start_seconds: float
+  round_seconds: float
+  exchange_seconds: float
+  evaluation_seconds: float
+  checkpoint_bytes: float
+
+  def seconds(
+    self, config: config_lib.Config, *, rounds_done: int = 0
+  ) -> float:
+    """Returns the seconds that a run still takes.
+
+    Args:
+      config: Its configuration.
+      rounds_done: Rounds that it has.
+    """
+    rounds = config.program.rounds - rounds_done
+    evaluations = rounds // config.program.rounds_per_evaluation + 1
+    exchanges = _exchanges(config, config.program.rounds) - _exchanges(
+      config, rounds_done
+    )
+    return (
+      self.start_seconds
+      + rounds * self.round_seconds
+      + exchanges * self.exchange_seconds
+      + evaluations * self.evaluation_seconds
+    )
+
+  def num_bytes(self, config: config_lib.Config) -> float:
+    """Returns the bytes of a run folder, at most."""
+    return self.checkpoint_bytes * (config.program.checkpoints_kept + 1)
+
+
+def measure(
+  cells: Iterable[table_lib.Cell],
+  configs: Mapping[table_lib.Cell, config_lib.Config],
+  *,
+  out_dir: pathlib.Path,
+  jobs: int,
+) -> dict[str, Rate]:
+  """Measures the rows of some runs, those that no earlier call has measured.
+
+  Args:
+    cells: The runs.
+    configs: The configuration of each.
+    out_dir: The folder of the table.
+    jobs: Trainings at a time, as the runs will have it, at least 1.
+
+  Returns:
+    By row. A row whose training fails has none: its runs will fail as well.
+
+  Raises:
+    StopRequested: After SIGINT or SIGTERM.
+    StorageError: If `rates.json` cannot be written.
+  """
+  path = out_dir / 'rates.json'
+  rates = _read(path)
+  rows = {cell.row.name: cell for cell in cells}
+  unknown = {name: cell for name, cell in rows.items() if name not in rates}
+  out_dir.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=out_dir, prefix='.rates.') as folder:
+    trainings = {}
+    for name, cell in unknown.items():
+      run_dir = pathlib.Path(folder) / name
+      flags = cell.flags(
+        **{
+          'run_dir': run_dir,
+          'program.rounds': _ROUNDS,
+          'program.rounds_per_evaluation': _ROUNDS,
+          'program.rounds_per_checkpoint': _ROUNDS,
+          **_ALWAYS_EXCHANGE.get(configs[cell].algorithm.name, {}),
+        }
+      )
+      training = processes.Training(
+        processes.train_command(*flags), run_dir, run_dir.with_suffix('.log')
+      )
+      trainings[training] = name
+    started = {}
+
+    def begin():
+      for training in trainings:
+        started[training] = time.monotonic()
+        yield training
+
+    for ended in processes.run(begin(), jobs=jobs):
+      if ended.exit_code == 0:
+        seconds = time.monotonic() - started[ended.training]
+        name = trainings[ended.training]
+        rates[name] = _rate(runs_lib.load_run(ended.training.run_dir), seconds)
+  files.write(
+    path,
+    json.dumps({n: r._asdict() for n, r in rates.items()}, indent=1).encode(),
+  )
+  return rates
+
+
+def check_disk(num_bytes: float, folder: pathlib.Path) -> None:
+  """Checks that the planned runs have room.
+
+  Args:
+    num_bytes: What they need.
+    folder: Where they will be; the disk of its nearest existing parent counts.
+
+  Raises:
+    StorageError: If there is less space.
+  """
+  parent = next(p for p in (folder, *folder.parents) if p.exists())
+  free = shutil.disk_usage(parent).free
+  if num_bytes > free:
+    raise errors.StorageError(
+      f'{free / 1e9:.1f} GB free for {folder}',
+      expected=f'{num_bytes / 1e9:.1f} GB for the planned runs',
+      fix='free space, give another --out, or lower --seeds',
+    )
+
+
+def in_words(seconds: float) -> str:
+  """Returns a duration as `2 h 05 min`, `4 min` or `30 s`."""
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min'
+
+
+def _exchanges(config: config_lib.Config, rounds: int) -> int:
+  """Returns the exchanges in the first rounds of a run."""
+  if config.algorithm.name == 'merged_codist':
+    return max(0, rounds - config.merged.warmup_rounds)
+  if config.algorithm.name == 'periodic_codist':
+    return rounds // config.periodic.period
+  return 0
+
+
+def _rate(run: runs_lib.Run, seconds: float) -> Rate:
+  def median(name: str) -> float:
+    values = run.metrics[f'time/{name}_seconds'][1]
+    return float(statistics.median(values[_SKIPPED_ROUNDS:]))
+
+  name = run.algorithm
+  exchange = median('exchange') if name in _ALWAYS_EXCHANGE else 0.0
+  round_seconds = median('round') - exchange
+  rounds, evaluations = run.metrics['time/evaluation_seconds']
+  return Rate(
+    start_seconds=max(
+      0.0,
+      seconds
+      - run.last_round * (round_seconds + exchange)
+      - len(rounds) * float(evaluations[-1]),
+    ),
+    round_seconds=round_seconds,
+    exchange_seconds=exchange,
+    evaluation_seconds=float(evaluations[-1]),
+    checkpoint_bytes=float(
+      sum(p.stat().st_size for p in run.path.rglob('*') if p.is_file())
+    ),
+  )
+
+
+def _read(path: pathlib.Path) -> dict[str, Rate]:
+  if not path.exists():
+    return {}
+  try:
+    return {n: Rate(**r) for n, r in json.loads(path.read_text()).items()}
+  except (ValueError, TypeError, AttributeError) as error:
+    raise errors.RunFolderError(
+      f'a damaged {path}',
+      expected='the rates as bin/reproduce.py wrote them',
+      fix='delete the file, and the rates are measured again',
+    ) from error

@@ -1,0 +1,242 @@
+"""Training the runs of a table, and reporting them."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Optional
+
+import tqdm
+
+from tff_codist import config as config_lib
+from tff_codist import errors
+from tff_codist import files
+from tff_codist.program import command_line
+from tff_codist.program import processes
+from tff_codist.program import run_folder
+from tff_codist.reports import runs as runs_lib
+from tff_codist.reproduction import rates as rates_lib
+from tff_codist.reproduction import report
+from tff_codist.reproduction import table as table_lib
+
+_DEFAULT_SEEDS = {'quick': 1}
+
+
+def reproduce(
+  name: str,
+  *,
+  scale: str,
+  num_seeds: Optional[int],
+  jobs: int,
+  out_dir: pathlib.Path,
+  report_only: bool = False,
+) -> None:
+  """Trains what is missing of a table, prints and writes its report.
+
+  Args:
+    name: Name of the table.
+    scale: One of `SCALES`.
+    num_seeds: Seeds 1, 2, ... of each row; None is 3, or 1 if `quick`.
+    jobs: Trainings at a time.
+    out_dir: The folder of the table; new, empty or of the same table and scale.
+    report_only: Whether nothing is trained.
+
+  Raises:
+    UnknownNameError: If there is no such table or scale.
+    ConfigError: If a number is not positive, or a row cannot be run.
+    RunFolderError: If the folder belongs to something else; nothing is written.
+    StorageError: If the disk has no room for the planned runs.
+    FailedRunsError: If runs failed; the report is there.
+    StopRequested: After SIGINT or SIGTERM.
+  """
+  table_fn = table_lib.tables[name]
+  if scale not in table_lib.SCALES:
+    raise errors.UnknownNameError('scale', scale, table_lib.SCALES)
+  if num_seeds is None:
+    num_seeds = _DEFAULT_SEEDS.get(scale, 3)
+  for flag, value in (('seeds', num_seeds), ('jobs', jobs)):
+    if value < 1:
+      raise errors.ConfigError(
+        f'--{flag} {value}', expected='at least 1', fix='give a higher number'
+      )
+  table = table_fn(scale)
+  cells = table_lib.cells(table, num_seeds=num_seeds, out_dir=out_dir)
+  configs = {cell: _config(cell) for cell in cells}
+  _check_folder(out_dir, name, scale)
+  pending = []
+  for cell, config in configs.items():
+    folder = run_folder.RunFolder(cell.run_dir)
+    folder.check(config)
+    if not folder.is_done:
+      pending.append(cell)
+  codes: dict[table_lib.Cell, int] = {}
+  if pending and not report_only:
+    files.write(
+      out_dir / 'table.json',
+      json.dumps({'table': name, 'scale': scale}).encode(),
+    )
+    configs = {cell: configs[cell] for cell in pending}
+    if scale == 'quick':
+      print(f'{len(pending)} of {len(cells)} runs to train.', flush=True)
+    else:
+      _announce(configs, len(cells), out_dir=out_dir, jobs=jobs)
+    codes = _train(configs, jobs=jobs)
+  _report(name, table, cells, codes, scale=scale, out_dir=out_dir)
+
+
+def _config(cell: table_lib.Cell) -> config_lib.Config:
+  return command_line.parse(cell.flags(), description='').config
+
+
+def _check_folder(out_dir: pathlib.Path, name: str, scale: str) -> None:
+  """Checks that a folder is new, empty or of the same table and scale."""
+  path = out_dir / 'table.json'
+  ours = {'table': name, 'scale': scale}
+  if path.exists():
+    try:
+      theirs = json.loads(path.read_text())
+    except ValueError:
+      theirs = 'a damaged table.json'
+    if theirs != ours:
+      raise errors.RunFolderError(
+        f'{theirs} in {out_dir}',
+        expected=f'{ours}',
+        fix='give another --out',
+      )
+  elif out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    raise errors.RunFolderError(
+      f'{out_dir}, which holds something else than a table',
+      expected='a new or empty folder, or the folder of this table',
+      fix='give another --out',
+    )
+
+
+def _announce(
+  configs: Mapping[table_lib.Cell, config_lib.Config],
+  num_cells: int,
+  *,
+  out_dir: pathlib.Path,
+  jobs: int,
+) -> None:
+  """Measures the rows and says how long their runs will take."""
+  print('Measuring how long a round of each row takes.', flush=True)
+  rates = rates_lib.measure(configs, configs, out_dir=out_dir, jobs=jobs)
+  known = {c: config for c, config in configs.items() if c.row.name in rates}
+  seconds = sum(
+    rates[cell.row.name].seconds(config, rounds_done=_rounds_done(cell))
+    for cell, config in known.items()
+  )
+  rates_lib.check_disk(
+    sum(rates[cell.row.name].num_bytes(c) for cell, c in known.items()), out_dir
+  )
+  print(
+    f'{len(configs)} of {num_cells} runs to train, {jobs} at a time: about '
+    f'{rates_lib.in_words(seconds / min(jobs, len(configs)))}.',
+    flush=True,
+  )
+
+
+def _train(
+  configs: Mapping[table_lib.Cell, config_lib.Config], *, jobs: int
+) -> dict[table_lib.Cell, int]:
+  """Trains the runs; returns their exit codes."""
+  trainings = {
+    processes.Training(
+      processes.train_command(*cell.flags()), cell.run_dir, cell.log
+    ): cell
+    for cell in configs
+  }
+  codes: dict[table_lib.Cell, int] = {}
+  rounds = {cell: _rounds_done(cell) for cell in configs}
+  with tqdm.tqdm(
+    total=sum(config.program.rounds for config in configs.values()),
+    initial=sum(rounds.values()),
+    unit='round',
+    mininterval=1 if sys.stderr.isatty() else 60,
+  ) as bar:
+
+    def count(cell: table_lib.Cell) -> None:
+      done = _rounds_done(cell)
+      bar.update(done - rounds[cell])
+      rounds[cell] = done
+
+    def watch(training: processes.Training) -> bool:
+      count(trainings[training])
+      return True
+
+    for ended in processes.run(trainings, jobs=jobs, watch=watch):
+      cell = trainings[ended.training]
+      count(cell)
+      codes[cell] = ended.exit_code
+      if ended.exit_code:
+        bar.write(f'{cell.name} failed, see {cell.log}')
+  return codes
+
+
+def _rounds_done(cell: table_lib.Cell) -> int:
+  """Returns the rounds in a run's metrics.csv, without reading numbers."""
+  path = cell.run_dir / 'metrics.csv'
+  if not path.exists():
+    return 0
+  with open(path, 'rb') as file:
+    # Without the header and round 0.
+    return max(0, sum(1 for _ in file) - 2)
+
+
+def _report(
+  name: str,
+  table: table_lib.Table,
+  cells: Sequence[table_lib.Cell],
+  codes: Mapping[table_lib.Cell, int],
+  *,
+  scale: str,
+  out_dir: pathlib.Path,
+) -> None:
+  runs, missing = {}, {}
+  for cell in cells:
+    if run_folder.RunFolder(cell.run_dir).is_done:
+      runs[cell] = runs_lib.load_run(cell.run_dir)
+    elif codes.get(cell) or _has_failed(cell):
+      missing[cell] = f'failed: {_last_line(cell.log)} (all in {cell.log})'
+    else:
+      missing[cell] = f'not finished, {_rounds_done(cell)} rounds'
+  seeds = max(cell.seed for cell in cells)
+  paths = report.write(
+    name,
+    table,
+    runs,
+    missing,
+    out_dir=out_dir,
+    command=f'bin/reproduce.py {name} --scale {scale} --seeds {seeds}',
+  )
+  for metric in table.metrics:
+    print(f'\n{metric}\n')
+    results = report.from_csv((out_dir / 'report.csv').read_text())
+    print(report.results_table(results, metric))
+  print()
+  for cell, why in missing.items():
+    print(f'{cell.name}: {why}')
+  for path in paths:
+    print(path)
+  failed = [cell for cell, code in codes.items() if code]
+  if failed:
+    raise errors.FailedRunsError(
+      f'{len(failed)} of {len(cells)} runs that failed: '
+      + ', '.join(cell.name for cell in failed),
+      expected='runs that finish',
+      fix='see their logs; the same command tries them again',
+    )
+
+
+def _has_failed(cell: table_lib.Cell) -> bool:
+  """Returns whether a run's last training ended with an error."""
+  return (cell.run_dir / 'FAILED.txt').exists() or _last_line(
+    cell.log
+  ).startswith('error: ')
+
+
+def _last_line(path: pathlib.Path) -> str:
+  if not path.exists():
+    return ''
+  lines = path.read_text(errors='replace').strip().splitlines()
+  return lines[-1] if lines else 'without a word'
