@@ -318,7 +318,7 @@ def build_client_training(
       config=client,
     )
     has_examples = tf.cast(tf.size(examples['y']) > 0, tf.float32)
-    probs = soft_labels_of(
+    logits = personal_training.logits_of(
       model,
       weights,
       announced.open,
@@ -326,7 +326,7 @@ def build_client_training(
       batch_size=ds_fl.batch_size,
     )
     upload = collections.OrderedDict(
-      probs=has_examples * probs, clients=has_examples
+      probs=has_examples * tf.nn.softmax(logits), clients=has_examples
     )
     return personal_training.PersonalResult(weights, upload, sums)
 
@@ -344,36 +344,6 @@ def build_client_training(
     examples_type,
     epochs=client.epochs,
   )
-
-
-def soft_labels_of(
-  model: models.Model,
-  weights: models.Weights,
-  x: tf.Tensor,
-  *,
-  preprocess: task_lib.Preprocess,
-  batch_size: int,
-) -> tf.Tensor:
-  """Returns p = softmax(f(x)), `[n, C]`; call it in a `tf.function`.
-
-  Args:
-    model: The model f.
-    weights: Its weights.
-    x: Raw inputs `[n, ...]`, used without augmentation.
-    preprocess: From raw inputs to the model's inputs.
-    batch_size: Examples in a forward pass, which bounds memory.
-  """
-  probs = tf.TensorArray(
-    tf.float32,
-    size=0,
-    dynamic_size=True,
-    infer_shape=False,
-    element_shape=(None, model.num_classes),
-  )
-  for start in tf.range(0, tf.shape(x)[0], batch_size):
-    logits = model.logits(weights, preprocess(x[start : start + batch_size]))
-    probs = probs.write(probs.size(), tf.nn.softmax(logits))
-  return tf.ensure_shape(probs.concat(), (x.shape[0], model.num_classes))
 
 
 class Exchange:

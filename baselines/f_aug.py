@@ -23,6 +23,10 @@ but it gets images of them if others have uploaded theirs. A client in several
 pools is one device. Its images are a function of its id and the run's seed, the
 same in all rounds.
 
+Traffic: that of the method in every round, and in the first one |θ_G| floats
+down to each device and its seed samples up, without their labels, as the paper
+counts. A device in several pools is counted in the first of them.
+
 The paper's G and D have four dense layers, as here; its 1,493,520 weights are
 those of 256, 512, 1024 and 784 units with batch normalisation on noise of 100.
 Ours are without it and take the label as well. The authors cut three target
@@ -65,7 +69,6 @@ _DISCRIMINATOR_WIDTHS = (512, 256, 128)
 _BETA1 = 0.5
 # Devices whose seeds are collected in one call.
 _DEVICES_AT_ONCE = 50
-_BYTES_PER_FLOAT = 4
 
 
 class Generator(NamedTuple):
@@ -106,10 +109,13 @@ class FAugState(NamedTuple):
 
   Attributes:
     generator: What devices download.
+    sent: {pool: what its devices have received and sent for it, an
+      `algorithm.Traffic` of int64 scalars}.
     method: The state of the method that trains.
   """
 
   generator: Generator
+  sent: collections.OrderedDict
   method: Any
 
 
@@ -402,21 +408,23 @@ class Networks:
       )
     )
 
-  def one_time_traffic(self, num_samples: int) -> algorithm.Traffic:
-    """Returns what a device sends and receives once, in floats of four bytes.
+  def traffic(self, num_devices: int, num_samples: int) -> algorithm.Traffic:
+    """Returns what devices receive and send once, of int64 scalars.
 
-    |θ_G| down, and its seed samples up; a label is not counted, as in the
-    paper.
+    Each device receives |θ_G|; of the seed samples the inputs are counted, in
+    floats, and the labels are not, as in the paper.
 
     Args:
-      num_samples: Its seed samples.
+      num_devices: How many devices.
+      num_samples: Seed samples of all of them.
     """
     sample_bytes = (
       math.prod(self._shape) * np.dtype(self._x_type.dtype).itemsize
     )
+    samples = math.ceil(num_samples * sample_bytes / algorithm.BYTES_PER_FLOAT)
     return algorithm.Traffic(
-      down=self.generator.num_parameters,
-      up=math.ceil(num_samples * sample_bytes / 4),
+      down=np.int64(num_devices * self.generator.num_parameters),
+      up=np.int64(samples),
     )
 
 
@@ -437,14 +445,23 @@ class Augmentation:
     _check(setting, config)
     self._task = setting.task
     self._seed = config.seed
-    self._devices = sorted(
-      set().union(*(pool.client_ids for pool in setting.pools))
-    )
+    # The first pool of each device.
+    self._pool_of = {
+      client_id: pool.name
+      for pool in reversed(setting.pools)
+      for client_id in pool.client_ids
+    }
+    self._devices = sorted(self._pool_of)
+    self._pool_names = [pool.name for pool in setting.pools]
     arguments = setting.examples_type, setting.task.num_classes, config.f_aug
     self.networks = Networks(*arguments)
     self._choose = build_seed_choice(*arguments)
     self._train = self.networks.build_training()
     self._augment = self.networks.build_augmentation()
+
+  def initialize(self, seed: int) -> tuple[Generator, collections.OrderedDict]:
+    """Returns a generator that knows no label, and that nothing is sent."""
+    return self.networks.initialize(seed), self._sent([])
 
   def collect(self) -> list[Seeds]:
     """Returns the seeds of all devices, in the order of their ids."""
@@ -463,15 +480,15 @@ class Augmentation:
 
   def prepare(
     self, generator: Generator
-  ) -> tuple[Generator, algorithm.Metrics]:
+  ) -> tuple[Generator, collections.OrderedDict, algorithm.Metrics]:
     """Collects the seeds and trains the generator.
 
     Args:
       generator: Where it starts.
 
     Returns:
-      The generator, and metrics `exchange/*`: `seed_samples`, both leakages,
-      and both networks' losses.
+      The generator, what is sent (see `FAugState`), and metrics `exchange/*`:
+      `seed_samples`, both leakages, and both networks' losses.
 
     Raises:
       DataError: If no device lacks or has a label to upload.
@@ -505,14 +522,28 @@ class Augmentation:
         fix='lower --f_aug.learning_rate',
       )
     to_server, to_devices = leakages(devices)
-    return generator, {
-      'exchange/seed_samples': len(y),
-      'exchange/leakage_to_server': to_server,
-      'exchange/leakage_to_devices': to_devices,
-      'exchange/generator_loss': result['generator_loss'],
-      'exchange/discriminator_loss': result['discriminator_loss'],
-      'time/exchange_seconds': time.monotonic() - started,
-    }
+    return (
+      generator,
+      self._sent(devices),
+      {
+        'exchange/seed_samples': len(y),
+        'exchange/leakage_to_server': to_server,
+        'exchange/leakage_to_devices': to_devices,
+        'exchange/generator_loss': result['generator_loss'],
+        'exchange/discriminator_loss': result['discriminator_loss'],
+        'time/exchange_seconds': time.monotonic() - started,
+      },
+    )
+
+  def _sent(self, devices: Sequence[Seeds]) -> collections.OrderedDict:
+    """Returns each pool's traffic once some devices have chosen their seeds."""
+    samples = {name: [] for name in self._pool_names}
+    for client_id, device in zip(self._devices, devices):
+      samples[self._pool_of[client_id]].append(len(device.y))
+    return collections.OrderedDict(
+      (name, self.networks.traffic(len(counts), sum(counts)))
+      for name, counts in samples.items()
+    )
 
   def augment(
     self, generator: Generator, cohort: clients_lib.Cohort
@@ -555,11 +586,10 @@ def with_f_aug(
 ) -> algorithm.BuildAlgorithmFn:
   """Returns the builder of a method whose cohorts are augmented by FAug.
 
-  The first round prepares the generator. `traffic` is the method's own; what
-  travels once, generator and seeds, is in `Networks.one_time_traffic`.
+  The first round prepares the generator.
 
   Args:
-    build: Builds the method.
+    build: Builds the method, which sends nothing once of its own.
   """
 
   def build_augmented(setting, config):
@@ -568,13 +598,13 @@ def with_f_aug(
 
     def initialize(seed):
       return FAugState(
-        augmentation.networks.initialize(seed), method.initialize(seed)
+        *augmentation.initialize(seed), method=method.initialize(seed)
       )
 
     def next_fn(state, cohorts, round_num):
-      generator, metrics = state.generator, {}
+      generator, sent, metrics = state.generator, state.sent, {}
       if not generator.is_known.any():
-        generator, metrics = augmentation.prepare(generator)
+        generator, sent, metrics = augmentation.prepare(generator)
       augmented = {
         name: augmentation.augment(generator, cohort)
         for name, cohort in cohorts.items()
@@ -582,13 +612,15 @@ def with_f_aug(
       new_state, method_metrics = method.next(
         state.method, augmented, round_num
       )
-      return FAugState(generator, new_state), {**metrics, **method_metrics}
+      state = FAugState(generator, sent, new_state)
+      return state, {**metrics, **method_metrics}
 
     return algorithm.Algorithm(
       initialize,
       next_fn,
       lambda state: method.models(state.method),
       traffic=method.traffic,
+      once=lambda state: state.sent,
       client_states=lambda state: method.client_states(state.method),
     )
 

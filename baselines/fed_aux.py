@@ -31,8 +31,8 @@ one by one. Noise comes from the operating system's entropy, so that two runs
 with a seed differ; with `reproducible_noise` they do not, and there is no
 guarantee, as the seed is published with the run.
 
-Traffic: as FedAvg in every round; in a client's first round, and not counted,
-also h_0, R and U⁻ down and w̃_k up, one float for each feature.
+Traffic: as FedAvg in every round; in a client's first round in a pool also h_0,
+R and U⁻ down and w̃_k up, one float for each feature.
 
 Authors' values: ε = 0.1, δ = 1e-5, λ = 0.01, a fifth of U as negatives, 20
 clients, one local epoch of Adam 1e-3 in batches of 32; Adam 5e-5 in batches of
@@ -202,7 +202,7 @@ def build_pretraining(
   and what the autoencoder makes of them once Gaussian noise is added.
 
   Type signature:
-    (<weights=A@SERVER, x=[?,...]@SERVER, seed=int32[2]@SERVER> ->
+    (<weights=A@SERVER, examples=[?,...]@SERVER, seed=int32[2]@SERVER> ->
     <weights=A, loss=float32>@SERVER)
 
   Args:
@@ -622,6 +622,27 @@ class Certainty:
       )
     return scores
 
+  def traffic(
+    self, scorers: Mapping[str, personal.Digests]
+  ) -> dict[str, algorithm.Traffic]:
+    """Returns what all clients have received and sent for their scorers.
+
+    Each that has sent its scorer: h_0, R and U⁻ down, w̃_k up.
+
+    Args:
+      scorers: Digests of the clients' w̃_k, by prototype.
+    """
+    negatives = math.ceil(self._negatives.nbytes / algorithm.BYTES_PER_FLOAT)
+    sent = {}
+    for name, prototype in self._prototypes.items():
+      extractor = prototype.autoencoder.extractor
+      num_clients = len(personal.stored([scorers[name]]))
+      sent[name] = algorithm.Traffic(
+        down=num_clients * (extractor.num_parameters + 1 + negatives),
+        up=num_clients * math.prod(extractor.output_shape),
+      )
+    return sent
+
   def _fit_new(
     self, name: str, extractor: Extractor, cohort: clients.Cohort
   ) -> list[np.ndarray]:
@@ -730,6 +751,7 @@ def build_fed_aux(
     next_fn,
     lambda state: {name: (own,) for name, own in state.weights.items()},
     traffic=codist.model_traffic(setting),
+    once=lambda state: certainty.traffic(state.scorers),
     client_states=lambda state: personal.stored(state.scorers.values()),
   )
 

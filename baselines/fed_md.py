@@ -18,6 +18,7 @@ and then in every round, on d_j ⊂ D_0 that the server draws by class:
 
 A client has two Adams, one for digesting and one for transfer and revisit, and
 keeps both. Only logits travel: |d_j|·C floats up and down, whatever the model.
+D_0 is not counted: as in the paper, the clients have it before.
 
 What the authors did (`preset`): Adam 1e-3, |d_j| = 5000, digest 1 epoch in
 batches of 256, revisit 2 to 4 in batches of 5, warm-up up to 20 in batches of
@@ -39,6 +40,7 @@ References:
 """
 
 import collections
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -102,22 +104,8 @@ class FedMDState(NamedTuple):
   clients: collections.OrderedDict
 
 
-class Member(NamedTuple):
-  """A client in a round.
-
-  Attributes:
-    client_id: Its id.
-    examples: `<x, y, seed>`, its D_k.
-    state: What it has.
-  """
-
-  client_id: str
-  examples: clients.SeededExamples
-  state: ClientState
-
-
-# {pool: its clients in the round}
-Members = Mapping[str, Sequence[Member]]
+# {pool: its clients in the round}, whose states are `ClientState`s.
+Members = Mapping[str, Sequence[personal_training.Member]]
 
 
 def stratified(
@@ -160,8 +148,6 @@ class Architecture:
 
   Attributes:
     model: The model.
-    join: What a client has that joins. Type signature: `(W@SERVER ->
-      S@SERVER)`, S being a `ClientState`.
     warm_up: One epoch on public examples. Type signature: `(<weights=W,
       train=Q, examples=<x,y,seed>, set_aside=<x,y,seed>>@SERVER -> <weights=W,
       train=Q, accuracy=float32>@SERVER)`, the accuracy being that after the
@@ -206,8 +192,10 @@ class Architecture:
     logits_type = tff.TensorType(
       np.float32, (alignment_size, *model.output_shape)
     )
-    self.join = self._build_join()
-    state_type = self.join.type_signature.result.member
+    self._initialize = computations.at_server(
+      self._initial_state, model.weights_type
+    )
+    state_type = self._initialize.type_signature.result.member
     self.warm_up = computations.at_server(
       tf.function(self._warm_up),
       model.weights_type,
@@ -233,17 +221,20 @@ class Architecture:
       epochs=config.client.epochs,
     )
 
-  def _build_join(self) -> tff.Computation:
-    weights_type = self.model.weights_type
-    work = tff.tensorflow.computation(self._join, weights_type)
+  def join(self, weights: models.Weights) -> ClientState:
+    """Returns what a client has that joins with some weights."""
+    return self._newcomer._replace(weights=weights)
 
-    @tff.federated_computation(tff.FederatedType(weights_type, tff.SERVER))
-    def join(weights):
-      return tff.federated_map(work, weights)
+  @functools.cached_property
+  def _newcomer(self) -> ClientState:
+    """A client that joins; its Adams do not depend on its weights."""
+    return self._initialize(
+      tuple(
+        np.zeros(leaf.shape, leaf.dtype) for leaf in self.model.weights_type
+      )
+    )
 
-    return join
-
-  def _join(self, weights):
+  def _initial_state(self, weights):
     return ClientState(
       weights,
       digest=models.fresh_optimizer_state(self._adam, weights),
@@ -273,10 +264,10 @@ class Architecture:
       zeros=client_update.zero_sums(),
     )
 
-  def _warm_up(self, weights, adam, examples, set_aside):
-    adam, weights, _ = self._learn(
+  def _warm_up(self, weights, train, examples, set_aside):
+    train, weights, _ = self._learn(
       weights,
-      adam,
+      train,
       examples,
       epochs=1,
       batch_size=self._fields.warmup_batch_size,
@@ -287,7 +278,7 @@ class Architecture:
     )
     return collections.OrderedDict(
       weights=weights,
-      train=adam,
+      train=train,
       accuracy=hits / tf.cast(tf.size(set_aside['y']), tf.float32),
     )
 
@@ -354,21 +345,12 @@ class Architecture:
 
   def _logits(self, weights, x):
     """Returns the logits of raw inputs, in inference mode."""
-    num_rows = tf.shape(x)[0]
-    starts = tf.range(0, num_rows, _BATCH_SIZE)
-    parts = tf.TensorArray(
-      tf.float32,
-      size=tf.size(starts),
-      infer_shape=False,
-      element_shape=(None, *self.model.output_shape),
-    )
-    for i in tf.range(tf.size(starts)):
-      batch = x[starts[i] : starts[i] + _BATCH_SIZE]
-      parts = parts.write(
-        i, self.model.logits(weights, self._preprocess(batch))
-      )
-    return tf.ensure_shape(
-      parts.concat(), (x.shape[0], *self.model.output_shape)
+    return personal_training.logits_of(
+      self.model,
+      weights,
+      x,
+      preprocess=self._preprocess,
+      batch_size=_BATCH_SIZE,
     )
 
 
@@ -437,7 +419,11 @@ class FedMD:
     return {
       name: [
         own.weights
-        for own in self._load(state, name, states.sample(self._num_models))
+        for own in states.load(
+          state.clients[name],
+          states.sample(self._num_models),
+          self._start(state, name),
+        )
       ]
       for name, states in self._clients.items()
     }
@@ -488,9 +474,12 @@ class FedMD:
     """Returns the clients of the round that have examples."""
     members = {}
     for name, cohort in cohorts.items():
-      cohort = cohort.select(i for i, e in enumerate(cohort) if len(e['y']))
-      states = self._load(state, name, cohort.client_ids)
-      members[name] = list(map(Member, cohort.client_ids, cohort, states))
+      members[name] = personal_training.gather(
+        self._clients[name],
+        state.clients[name],
+        cohort.select(i for i, e in enumerate(cohort) if len(e['y'])),
+        self._start(state, name),
+      )
     return members
 
   def draw(self, round_num: int) -> np.ndarray:
@@ -514,17 +503,19 @@ class FedMD:
     """
     agreed, total, weight = {}, 0.0, 0.0
     for name, own in members.items():
-      agreed[name], result = self._call(
-        name,
+      agreed[name] = own
+      if not own:
+        continue
+      own, result = personal_training.run(
         self._architectures[name].communicate,
-        own,
         collections.OrderedDict(x=x),
+        own,
+        pool=name,
       )
-      agreed[name] = [m for m in agreed[name] if m.state.is_transferred]
-      if result is not None:
-        sums = result['uploads']
-        total = total + self._weights[name] * sums['logits']
-        weight += self._weights[name] * float(sums['clients'])
+      agreed[name] = [m for m in own if m.state.is_transferred]
+      sums = result['uploads']
+      total = total + self._weights[name] * sums['logits']
+      weight += self._weights[name] * float(sums['clients'])
     return agreed, total / np.float32(weight) if weight else None
 
   def collaborate(
@@ -545,11 +536,12 @@ class FedMD:
     learned, metrics = {}, {}
     announced = collections.OrderedDict(x=x, consensus=consensus)
     for name, own in members.items():
-      learned[name], result = self._call(
-        name, self._architectures[name].collaborate, own, announced
-      )
-      if result is None:
+      learned[name] = own
+      if not own:
         continue
+      learned[name], result = personal_training.run(
+        self._architectures[name].collaborate, announced, own, pool=name
+      )
       for metric, value in result['metrics'].items():
         metrics[f'train/{name}/{metric}'] = value
       sums = result['uploads']
@@ -562,8 +554,8 @@ class FedMD:
     """Returns the state in which the members have what they have now."""
     saved = state.clients.copy()
     for name, own in members.items():
-      saved[name] = self._clients[name].save(
-        saved[name], [m.client_id for m in own], [m.state for m in own]
+      saved[name] = personal_training.save(
+        self._clients[name], saved[name], own
       )
     return state._replace(clients=saved)
 
@@ -578,36 +570,9 @@ class FedMD:
     others = np.setdiff1d(np.arange(len(labels)), set_aside)
     return _rows(public, others), _rows(public, set_aside)
 
-  def _load(
-    self, state: FedMDState, name: str, client_ids: Sequence[str]
-  ) -> list[ClientState]:
-    start = self._architectures[name].join(state.start[name])
-    return self._clients[name].load(state.clients[name], client_ids, start)
-
-  def _call(
-    self,
-    name: str,
-    computation: tff.Computation,
-    members: Sequence[Member],
-    announced: Any,
-  ) -> tuple[Sequence[Member], Any]:
-    """Returns the members after a step, and its result; `None` for nobody's."""
-    if not members:
-      return members, None
-    try:
-      result = computation(
-        announced,
-        [
-          collections.OrderedDict(state=member.state, examples=member.examples)
-          for member in members
-        ],
-      )
-    except errors.ComputationError as error:
-      raise error.among(name, [m.client_id for m in members]) from error
-    return [
-      member._replace(state=state)
-      for member, state in zip(members, result['states'])
-    ], result
+  def _start(self, state: FedMDState, name: str) -> ClientState:
+    """Returns what a client of a pool has that joins."""
+    return self._architectures[name].join(state.start[name])
 
 
 def _rows(examples: clients.Examples, rows: np.ndarray) -> clients.Examples:

@@ -8,7 +8,7 @@ sum over the clients reveals.
 
 import collections
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -46,6 +46,20 @@ ClientWork = Callable[[Any, Any, clients_lib.SeededExamples], PersonalResult]
 # From the labels and the logits of a batch to the loss, a scalar, and a
 # structure of sums.
 BatchLossFn = Callable[[tf.Tensor, tf.Tensor], tuple]
+
+
+class Member(NamedTuple):
+  """A client in a round.
+
+  Attributes:
+    client_id: Its id.
+    examples: `<x, y, seed>`.
+    state: What it keeps, S.
+  """
+
+  client_id: str
+  examples: clients_lib.SeededExamples
+  state: Any
 
 
 class PersonalPool(NamedTuple):
@@ -107,6 +121,36 @@ def train_on_examples(
     zeros=zeros,
   )
   return weights, sums
+
+
+def logits_of(
+  model: models.Model,
+  weights: models.Weights,
+  x: tf.Tensor,
+  *,
+  preprocess: task_lib.Preprocess,
+  batch_size: int,
+) -> tf.Tensor:
+  """Returns f(x), `[n, ..., C]`, in inference mode; call in a `tf.function`.
+
+  Args:
+    model: The model f.
+    weights: Its weights.
+    x: Raw inputs `[n, ...]`, used without augmentation.
+    preprocess: From raw inputs to the model's inputs.
+    batch_size: Examples in a forward pass, which bounds memory.
+  """
+  parts = tf.TensorArray(
+    tf.float32,
+    size=0,
+    dynamic_size=True,
+    infer_shape=False,
+    element_shape=(None, *model.output_shape),
+  )
+  for start in tf.range(0, tf.shape(x)[0], batch_size):
+    logits = model.logits(weights, preprocess(x[start : start + batch_size]))
+    parts = parts.write(parts.size(), logits)
+  return tf.ensure_shape(parts.concat(), (x.shape[0], *model.output_shape))
 
 
 def build_personal_training(
@@ -194,6 +238,72 @@ def _is_float(tensor: tf.Tensor) -> bool:
   return tensor.dtype.is_floating
 
 
+def gather(
+  clients: personal.ClientStates,
+  digests: personal.Digests,
+  cohort: clients_lib.Cohort,
+  start: Any,
+) -> list[Member]:
+  """Returns a pool's clients of a round with what they have.
+
+  Args:
+    clients: The pool's clients.
+    digests: What they have.
+    cohort: Examples of those in the round.
+    start: What a client has that takes part for the first time, S.
+  """
+  states = clients.load(digests, cohort.client_ids, start)
+  return list(map(Member, cohort.client_ids, cohort, states))
+
+
+def run(
+  computation: tff.Computation,
+  announced: Any,
+  members: Sequence[Member],
+  *,
+  pool: str,
+) -> tuple[list[Member], Mapping[str, Any]]:
+  """Lets a pool's clients work.
+
+  Args:
+    computation: What they do, see `build_personal_training`.
+    announced: What the server announces to them, H.
+    members: The clients, at least one.
+    pool: The pool's name, for messages.
+
+  Returns:
+    The clients with what they have then, and the computation's result.
+
+  Raises:
+    ComputationError: If the work of a client fails; it names pool and client.
+  """
+  try:
+    result = computation(
+      announced,
+      [
+        collections.OrderedDict(state=member.state, examples=member.examples)
+        for member in members
+      ],
+    )
+  except errors.ComputationError as error:
+    raise error.among(pool, [m.client_id for m in members]) from error
+  return [
+    member._replace(state=state)
+    for member, state in zip(members, result['states'])
+  ], result
+
+
+def save(
+  clients: personal.ClientStates,
+  digests: personal.Digests,
+  members: Sequence[Member],
+) -> personal.Digests:
+  """Stores what clients of a pool have now and returns the new digests."""
+  return clients.save(
+    digests, [m.client_id for m in members], [m.state for m in members]
+  )
+
+
 class PersonalPools:
   """The clients of all pools, each with what it keeps between rounds."""
 
@@ -244,28 +354,13 @@ class PersonalPools:
     pools, uploads, metrics = PoolStates(pools), [], {}
     started = time.monotonic()
     for name, pool in pools.items():
-      cohort = cohorts[name]
       metrics[f'train/{name}/clients'] = 0.0
-      if not cohort:
+      if not cohorts[name]:
         continue
-      held = self._states[name].load(
-        pool.clients, cohort.client_ids, pool.start
-      )
-      try:
-        result = self._train[name](
-          announced,
-          [
-            collections.OrderedDict(state=state, examples=examples)
-            for state, examples in zip(held, cohort)
-          ],
-        )
-      except errors.ComputationError as error:
-        raise error.among(name, cohort.client_ids) from error
-      pools[name] = pool._replace(
-        clients=self._states[name].save(
-          pool.clients, cohort.client_ids, result['states']
-        )
-      )
+      states = self._states[name]
+      members = gather(states, pool.clients, cohorts[name], pool.start)
+      members, result = run(self._train[name], announced, members, pool=name)
+      pools[name] = pool._replace(clients=save(states, pool.clients, members))
       uploads.append(result['uploads'])
       for metric, value in result['metrics'].items():
         metrics[f'train/{name}/{metric}'] = value

@@ -14,17 +14,19 @@ from tff_codist import registry
 from tff_codist import task as task_lib
 from tff_codist import unlabelled as unlabelled_lib
 
+BYTES_PER_FLOAT = 4
+
 State = Any
 Cohorts = Mapping[str, list]
 Metrics = dict
 
 
 class Traffic(NamedTuple):
-  """What one client and the server send each other in a round.
+  """What clients and the server send each other.
 
   Attributes:
-    down: Floats from the server to the client.
-    up: Floats from the client to the server.
+    down: Floats from the server to the clients.
+    up: Floats from the clients to the server.
   """
 
   down: int
@@ -46,7 +48,11 @@ class Algorithm(NamedTuple):
     releases: `state -> {pool: count}`, how many aggregates of each pool's
       clients there were so far, which is what differential privacy counts.
       Empty for methods without it.
-    traffic: {pool: what each client of a cohort receives and sends}.
+    traffic: {pool: what each client of a cohort receives and sends in every
+      round}.
+    once: `state -> {pool: Traffic}`, what the clients of each pool, all of them
+      together, have received and sent so far beside that, as in an exchange
+      before the first round. Empty for methods without it.
     client_states: `state -> digests`, the values in the client store to which
       the state refers.
   """
@@ -56,6 +62,7 @@ class Algorithm(NamedTuple):
   models: Callable[[State], Mapping[str, Sequence[models.Weights]]]
   releases: Callable[[State], Mapping[str, int]] = lambda state: {}
   traffic: Mapping[str, Traffic] = MappingProxyType({})
+  once: Callable[[State], Mapping[str, Traffic]] = lambda state: {}
   client_states: Callable[[State], Iterable[bytes]] = lambda state: ()
 
 

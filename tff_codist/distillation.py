@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_codist import computations
 from tff_codist import config as config_lib
 from tff_codist import losses
 from tff_codist import models
@@ -280,9 +281,9 @@ def _build_pass(
   def fresh(weights):
     return models.fresh_optimizer_state(optimizer, weights)
 
-  start = tff.tensorflow.computation(fresh, student.weights_type)
+  initialize = computations.at_server(fresh, student.weights_type)
   types = collections.OrderedDict(
-    state=start.type_signature.result,
+    state=initialize.type_signature.result.member,
     weights=student.weights_type,
     **teaching,
     batches=tff.TensorType(x_type.dtype, (None, *x_type.shape)),
@@ -309,12 +310,6 @@ def _build_pass(
       )
 
     return _reject_if_not_finite(state, *teach_and_learn())
-
-  @tff.federated_computation(
-    tff.FederatedType(student.weights_type, tff.SERVER)
-  )
-  def initialize(weights):
-    return tff.federated_map(start, weights)
 
   @tff.federated_computation(
     collections.OrderedDict(
@@ -360,18 +355,12 @@ def build_apply(model: models.Model) -> tff.Computation:
     The computation.
   """
 
-  @tff.tensorflow.computation(model.weights_type, model.weights_type)
   def subtract(weights, pseudo_gradient):
     return tf.nest.map_structure(tf.subtract, weights, pseudo_gradient)
 
-  @tff.federated_computation(
-    tff.FederatedType(model.weights_type, tff.SERVER),
-    tff.FederatedType(model.weights_type, tff.SERVER),
+  return computations.at_server(
+    subtract, model.weights_type, model.weights_type
   )
-  def apply_fn(weights, pseudo_gradient):
-    return tff.federated_map(subtract, (weights, pseudo_gradient))
-
-  return apply_fn
 
 
 class Merged(NamedTuple):
@@ -450,9 +439,6 @@ def build_merge(
     The computation; see `merge` for its result.
   """
 
-  @tff.tensorflow.computation(
-    model.weights_type, model.weights_type, np.float32
-  )
   def run(federated, distilled, distillation_weight):
     return merge(
       federated,
@@ -462,12 +448,9 @@ def build_merge(
       rescale=config.rescale,
     )
 
-  @tff.federated_computation(
-    tff.FederatedType(model.weights_type, tff.SERVER),
-    tff.FederatedType(model.weights_type, tff.SERVER),
-    tff.FederatedType(np.float32, tff.SERVER),
+  return computations.at_server(
+    run,
+    model.weights_type,
+    model.weights_type,
+    tff.TensorType(np.float32),
   )
-  def merge_fn(federated, distilled, distillation_weight):
-    return tff.federated_map(run, (federated, distilled, distillation_weight))
-
-  return merge_fn

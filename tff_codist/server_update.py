@@ -22,6 +22,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_codist import computations
 from tff_codist import config as config_lib
 from tff_codist import errors
 from tff_codist import models
@@ -223,15 +224,9 @@ def build_server_update(
   """
   optimizer = build_server_optimizer(config)
 
-  @tff.tensorflow.computation(model.weights_type)
   def start(weights):
     return models.fresh_optimizer_state(optimizer, weights)
 
-  state_type = start.type_signature.result
-
-  @tff.tensorflow.computation(
-    state_type, model.weights_type, model.weights_type
-  )
   def step(state, weights, pseudo_gradient):
     is_finite = models.all_finite(pseudo_gradient)
     state, weights = tf.cond(
@@ -245,16 +240,11 @@ def build_server_update(
       rejected=1 - tf.cast(is_finite, tf.float32),
     )
 
-  @tff.federated_computation(tff.FederatedType(model.weights_type, tff.SERVER))
-  def initialize(weights):
-    return tff.federated_map(start, weights)
-
-  @tff.federated_computation(
-    tff.FederatedType(state_type, tff.SERVER),
-    tff.FederatedType(model.weights_type, tff.SERVER),
-    tff.FederatedType(model.weights_type, tff.SERVER),
+  initialize = computations.at_server(start, model.weights_type)
+  next_fn = computations.at_server(
+    step,
+    initialize.type_signature.result.member,
+    model.weights_type,
+    model.weights_type,
   )
-  def next_fn(state, weights, pseudo_gradient):
-    return tff.federated_map(step, (state, weights, pseudo_gradient))
-
   return ServerUpdate(initialize=initialize, next=next_fn)

@@ -148,7 +148,7 @@ def test_generator_learns_what_a_label_looks_like(in_process):
 def test_images_of_a_device_are_the_same_in_all_rounds(in_process):
   setting = toys.make_setting(['small'])
   augmentation = f_aug.Augmentation(setting, _config())
-  generator, _ = augmentation.prepare(augmentation.networks.initialize(1))
+  generator, *_ = augmentation.prepare(augmentation.networks.initialize(1))
   examples = toys.make_examples(9, seed=9)
   first, second = (
     augmentation.augment(
@@ -171,8 +171,34 @@ def test_device_in_several_pools_uploads_once(in_process):
   augmentation = f_aug.Augmentation(setting, _config())
   seeds = augmentation.collect()
   assert len(seeds) == len(setting.pools[0].client_ids) == 12
-  _, metrics = augmentation.prepare(augmentation.networks.initialize(1))
-  assert metrics['exchange/seed_samples'] == sum(len(s.y) for s in seeds)
+  _, sent, metrics = augmentation.prepare(augmentation.networks.initialize(1))
+  samples = sum(len(s.y) for s in seeds)
+  assert metrics['exchange/seed_samples'] == samples
+  # Four layers from noise and label to four features, by hand.
+  generator = (
+    (100 + 3) * 256 + 256 + 256 * 512 + 512 + 512 * 1024 + 1024 + 1024 * 4 + 4
+  )
+  assert sent == {'a': (12 * generator, samples * 4), 'b': (0, 0)}
+
+
+def test_devices_of_other_pools_count_there(in_process):
+  setting = toys.make_setting(['small', 'small'])
+  first, second = setting.pools
+  few = first._replace(client_ids=toys.COMMON_CLIENTS[:2], cohort_size=2)
+  setting = setting._replace(pools=[few, second])
+  built = _build(setting)
+  before = built.initialize(1)
+  nothing = algorithm.Traffic(0, 0)
+  assert built.once(before) == {'a': nothing, 'b': nothing}
+  cohorts = toys.load_cohorts(setting, 1)
+  state, _ = built.next(before, cohorts, 1)
+  a, b = built.once(state).values()
+  # Two devices, and four of the six of the second pool.
+  assert (a.down > 0, b.down) == (True, 2 * a.down)
+  assert a.up > 0 and b.up > 0
+  # The exchange happens once.
+  again, _ = built.next(state, cohorts, 2)
+  assert built.once(again) == built.once(state)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +264,7 @@ def test_published_cost_of_augmentation(in_process):
   networks = f_aug.Networks(
     client_update.examples_type(examples), 10, config_lib.FAugConfig()
   )
-  once = networks.one_time_traffic(15)
+  once = networks.traffic(1, 15)
   assert once.down == networks.generator.num_parameters
   assert _published_generator().count_params() == 1_493_520
   once = once._replace(down=1_493_520)
@@ -248,11 +274,9 @@ def test_published_cost_of_augmentation(in_process):
     (algorithm.Traffic(100, 100), 47_989_120),
     (algorithm.Traffic(weights, weights), 1_276_326_272),
   ):
-    sent, sent_once = (
-      8 * sum(costs.round_costs([pool], {'a': each}).values())
-      for each in (traffic, once)
-    )
-    assert 16 * sent + sent_once == bits
+    first = costs.round_costs([pool], {'a': traffic}, after={'a': once})
+    other = costs.round_costs([pool], {'a': traffic})
+    assert 8 * (sum(first.values()) + 15 * sum(other.values())) == bits
 
 
 def test_no_seeds_are_an_error(in_process):

@@ -35,16 +35,6 @@ def _only(setting, *client_ids):
   )
 
 
-def _cohort(*client_ids, num_examples=20):
-  return clients.Cohort(
-    [
-      toys.seeded(toys.make_examples(num_examples, seed=int(client_id)))
-      for client_id in client_ids
-    ],
-    client_ids,
-  )
-
-
 def _outputs(rng, num_devices, num_classes=5):
   """Returns devices' mean outputs, some of whose labels are missing."""
   outputs = rng.dirichlet(
@@ -78,10 +68,10 @@ def test_conformance(in_process, check):
   check(_build)
 
 
-def test_every_client_learns(in_process):
+def test_every_client_learns(in_process, make_cohort):
   setting = _only(toys.make_setting(), '06', '07', '08')
   built = _build(setting, client={'epochs': 5})
-  cohort = _cohort('06', '07', '08', num_examples=60)
+  cohort = make_cohort('06', '07', '08', num_examples=60)
   state = built.initialize(1)
   for round_num in range(1, 21):
     state, _ = built.next(state, dict.fromkeys('ab', cohort), round_num)
@@ -198,12 +188,12 @@ def test_step_by_hand(in_process):
     assert result['metrics']['loss'] == pytest.approx(np.log(3))
 
 
-def test_uploads_are_the_mean_outputs_of_all_pools(in_process):
+def test_uploads_are_the_mean_outputs_of_all_pools(in_process, make_cohort):
   """With one batch they are those of the first weights."""
   setting = toys.make_setting(['small', 'small'])
   built = _build(setting)
   start = built.initialize(1)
-  cohorts = {'a': _cohort('06'), 'b': _cohort('07')}
+  cohorts = {'a': make_cohort('06'), 'b': make_cohort('07')}
   state, metrics = built.next(start, cohorts, 1)
   expected = np.zeros((3, 3))
   for name, cohort in cohorts.items():
@@ -225,9 +215,11 @@ def _train(setting, cohorts, **groups):
   return built.models(state)['a']
 
 
-def test_single_device_and_no_regulariser_are_local_training(in_process):
+def test_single_device_and_no_regulariser_are_local_training(
+  in_process, make_cohort
+):
   setting = _only(toys.make_setting(['small']), '06')
-  rounds = [_cohort('06')] * 3
+  rounds = [make_cohort('06')] * 3
   (alone,) = _train(setting, rounds)
   (unregularised,) = _train(setting, rounds, fd={'gamma': 0.0})
   toys.assert_same(alone, unregularised)
@@ -244,9 +236,11 @@ def test_single_device_and_no_regulariser_are_local_training(in_process):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_without_gamma_devices_do_not_know_of_each_other(in_process):
+def test_without_gamma_devices_do_not_know_of_each_other(
+  in_process, make_cohort
+):
   setting = _only(toys.make_setting(['small']), '06', '07')
-  both, one = _cohort('06', '07'), _cohort('06')
+  both, one = make_cohort('06', '07'), make_cohort('06')
   for gamma, is_alone in ((0.0, True), (1.0, False)):
     found = _train(setting, [both] * 2, fd={'gamma': gamma})
     alone = _train(setting, [one] * 2, fd={'gamma': gamma})
@@ -254,23 +248,23 @@ def test_without_gamma_devices_do_not_know_of_each_other(in_process):
     assert any(shared) == is_alone
 
 
-def test_round_without_uploads_leaves_the_sum(in_process):
+def test_round_without_uploads_leaves_the_sum(in_process, make_cohort):
   setting = toys.make_setting(['small'])
   built = _build(setting)
-  state, _ = built.next(built.initialize(1), {'a': _cohort('06', '07')}, 1)
+  state, _ = built.next(built.initialize(1), {'a': make_cohort('06', '07')}, 1)
   idle, metrics = built.next(state, {'a': clients.Cohort([])}, 2)
   toys.assert_same(idle, state)
   assert metrics['exchange/labels'] == 0
   assert idle.last_upload == 1
 
 
-def test_device_that_joins_late_starts_from_the_start(in_process):
+def test_device_that_joins_late_starts_from_the_start(in_process, make_cohort):
   """And gets a teacher, as the others have answered already."""
   setting = _only(toys.make_setting(['small']), '06', '07')
   built = _build(setting)
   state = built.initialize(1)
   for round_num in range(1, 4):
-    state, _ = built.next(state, {'a': _cohort('06')}, round_num)
+    state, _ = built.next(state, {'a': make_cohort('06')}, round_num)
   known = {weights[0].tobytes() for weights in built.models(state)['a']}
   start = state.pools['a'].start.weights
   assert start[0].tobytes() in known
@@ -281,7 +275,7 @@ def test_device_that_joins_late_starts_from_the_start(in_process):
     config_lib.ClientConfig(),
     config_lib.FDConfig(),
   )
-  late = _cohort('07')
+  late = make_cohort('07')
   expected = train(
     fd.Announcement(state.total, state.last_upload, np.int32(4)),
     [{'state': state.pools['a'].start, 'examples': late[0]}],
@@ -294,11 +288,11 @@ def test_device_that_joins_late_starts_from_the_start(in_process):
   assert len(built.client_states(state)) == 2
 
 
-def test_device_that_breaks_keeps_what_it_had(in_process):
+def test_device_that_breaks_keeps_what_it_had(in_process, make_cohort):
   setting = _only(toys.make_setting(['small']), '06', '07')
   built = _build(setting)
-  state, _ = built.next(built.initialize(1), {'a': _cohort('06', '07')}, 1)
-  broken = _cohort('06', '07')
+  state, _ = built.next(built.initialize(1), {'a': make_cohort('06', '07')}, 1)
+  broken = make_cohort('06', '07')
   broken[1]['x'] = np.full_like(broken[1]['x'], np.nan)
   after, metrics = built.next(state, {'a': broken}, 2)
   before, now = (s.pools['a'].clients for s in (state, after))
@@ -363,31 +357,6 @@ def test_published_cost_of_federated_learning():
     )
   )
   assert bits == 1_228_439_552
-
-
-def _sequences(setting):
-  layers = tf.keras.layers
-
-  def build():
-    return tf.keras.Sequential(
-      [layers.InputLayer((4,)), layers.Reshape((4, 1)), layers.Dense(3)]
-    )
-
-  pool = setting.pools[0]._replace(model=models.Model('sequences', build))
-  return setting._replace(pools=[pool])
-
-
-@pytest.mark.parametrize(
-  'change, groups, message',
-  [
-    (lambda s: s._replace(client_store=None), {}, 'no client store'),
-    (_sequences, {}, 'outputs are sequences'),
-    (lambda s: s, {'privacy': {'mechanism': ('tree',)}}, 'soft labels'),
-  ],
-)
-def test_what_does_not_fit_is_refused(change, groups, message):
-  with pytest.raises(errors.ConfigError, match=message):
-    _build(change(toys.make_setting()), **groups)
 
 
 def test_negative_gamma_is_refused():

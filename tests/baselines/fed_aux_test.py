@@ -441,6 +441,32 @@ def test_traffic_of_a_round_is_that_of_fed_avg():
     assert traffic[pool.name] == algorithm.Traffic(size, size + 1)
 
 
+def test_traffic_of_the_first_round_of_a_client_by_hand(in_process):
+  """U⁻ are 10 of 50 examples of 4 features, and R is a float.
+
+  The small model's features are its inputs; the large one's are 8 units, after
+  a layer of 4 · 8 weights and 8 biases.
+  """
+  setting = toys.make_setting()
+  built = _shared(setting)
+  state = built.initialize(1)
+  nothing = algorithm.Traffic(0, 0)
+  assert built.once(state) == {'a': nothing, 'b': nothing}
+  seen = {'a': set(), 'b': set()}
+  for round_num in (1, 2, 3):
+    cohorts = toys.load_cohorts(setting, round_num)
+    state, _ = built.next(state, cohorts, round_num)
+    for name, cohort in cohorts.items():
+      seen[name] |= set(cohort.client_ids)
+    a, b = (len(ids) for ids in seen.values())
+    assert built.once(state) == {
+      'a': (a * (0 + 1 + 40), a * 4),
+      'b': (b * (40 + 1 + 40), b * 8),
+    }
+  # Some clients came again, and others later.
+  assert 5 < a < 15 and 3 < b < 9
+
+
 @pytest.mark.parametrize(
   'groups, message',
   [

@@ -425,6 +425,22 @@ def test_warm_up_is_done_once_and_is_where_clients_join(in_process):
     toys.assert_same(state.start, warm.start)
 
 
+def test_client_that_joins_has_learned_nothing_yet(in_process):
+  (pool,) = _setting('small').pools
+  architecture = _build_architecture(
+    'small', _config().fed_md, config_lib.ClientConfig(), _SIZE
+  )
+  for seed in (1, 2):
+    weights = pool.model.initialize(seed)
+    state = architecture.join(weights)
+    toys.assert_same(state.weights, weights)
+    assert not state.is_transferred
+    for adam in (state.digest, state.train):
+      assert adam['step'] == 0
+      for moments in (adam['accumulator'], adam['preconditioner']):
+        toys.assert_same(moments, tuple(map(np.zeros_like, weights)))
+
+
 def test_warm_up_ends_without_a_gain_and_keeps_the_best(in_process):
   steps = _steps(
     _setting('small'),
@@ -477,7 +493,6 @@ def test_round_without_a_weight_only_transfers(in_process):
 @pytest.mark.parametrize(
   'groups, message',
   [
-    ({'privacy': {'mechanism': ('gaussian',)}}, 'soft labels'),
     ({'fed_md': {'consensus_weights': (1.0,) * 3}}, 'each pool of a, b'),
     ({'fed_md': {'consensus_weights': (0.0,)}}, 'one number above 0'),
   ],
@@ -487,8 +502,6 @@ def test_what_does_not_fit_is_refused(groups, message):
     _build(toys.make_setting(), **groups)
 
 
-def test_public_data_and_a_store_are_required():
+def test_public_data_are_required():
   with pytest.raises(errors.ConfigError, match='no public data'):
     fed_md.build_fed_md(toys.make_setting(), _config())
-  with pytest.raises(errors.ConfigError, match='no client store'):
-    _build(toys.make_setting()._replace(client_store=None))

@@ -142,7 +142,6 @@ def _run_rounds(
     last_round=final_round,
     domains=experiment.task.domains,
   )
-  round_costs = costs.round_costs(experiment.pools, algorithm.traffic)
 
   def save() -> None:
     versions = asyncio.run(checkpoint_manager.get_versions()) or ()
@@ -163,7 +162,13 @@ def _run_rounds(
         started = time.monotonic()
         cohorts = loader.load(round_num)
         new_state, metrics = algorithm.next(state, cohorts, round_num)
-        metrics = {**metrics, **round_costs}
+        sent = costs.round_costs(
+          experiment.pools,
+          algorithm.traffic,
+          before=algorithm.once(state),
+          after=algorithm.once(new_state),
+        )
+        metrics = {**metrics, **sent}
         metrics['time/round_seconds'] = time.monotonic() - started
         if is_last or round_num % program.rounds_per_evaluation == 0:
           metrics |= evaluation.measure(algorithm.models(new_state))
