@@ -119,6 +119,7 @@ def load_task(config: config_lib.Config) -> task.Task:
     train=database.clients('train', _FEATURES, _to_examples),
     test=database.clients('test', _FEATURES, _to_examples),
     preprocess=preprocess,
+    augments=True,
     models=_MODELS,
     domains=DOMAINS,
     foreign=unlabelled.Images((IMAGE_SIZE, IMAGE_SIZE, 3)),

@@ -12,6 +12,7 @@ from tff_codist.testing import toys
 
 _ONE = np.array([1.0], np.float32)
 _HALVES = np.array([0.5, 0.5], np.float32)
+_SEED = np.array([1, 2], np.int32)
 
 
 @pytest.fixture(scope='module')
@@ -48,6 +49,7 @@ def test_type_signature(linear, dense):
     '<<float32[4,8],float32[8],float32[8,3],float32[3]>>@SERVER'
   )
   assert str(parameter.shares) == 'float32[1]@SERVER'
+  assert str(parameter.seed) == 'int32[2]@SERVER'
   assert str(parameter.batches) == 'float32[?,?,4]@SERVER'
   result = next_fn.type_signature.result
   assert str(result.member.pseudo_gradient) == '<float32[4,3],float32[3]>'
@@ -62,7 +64,12 @@ def test_teacher_equal_to_student_changes_nothing(dense, context):
   for loss in ('kl', 'l2'):
     computation = _build(dense, [dense], loss=loss)
     result = computation.next(
-      computation.initialize(weights), weights, (weights,), _ONE, _batches(5)
+      computation.initialize(weights),
+      weights,
+      (weights,),
+      _ONE,
+      _SEED,
+      _batches(5),
     )
     for d in result['pseudo_gradient']:
       np.testing.assert_array_equal(d, np.zeros_like(d))
@@ -75,7 +82,7 @@ def test_one_step_by_hand(linear, context):
   (batch,) = batches = _batches(1)
   computation = _build(linear, [linear], epsilon=1.0, learning_rate=0.5)
   result = computation.next(
-    computation.initialize(student), student, (teacher,), _ONE, batches
+    computation.initialize(student), student, (teacher,), _ONE, _SEED, batches
   )
   probs = [
     tf.nn.softmax(batch @ kernel + bias).numpy()
@@ -104,7 +111,12 @@ def test_gradient_is_clipped_over_all_tensors(linear, in_process):
       linear, [linear], learning_rate=1e6, epsilon=1e3, clip_norm=clip_norm
     )
     result = computation.next(
-      computation.initialize(student), student, (teacher,), _ONE, _batches(1)
+      computation.initialize(student),
+      student,
+      (teacher,),
+      _ONE,
+      _SEED,
+      _batches(1),
     )
     steps.append(np.concatenate([d.ravel() for d in result['pseudo_gradient']]))
   free, wide, clipped = steps
@@ -123,7 +135,7 @@ def test_distillation_brings_the_student_to_the_teacher(linear, dense, context):
   losses = []
   for i in range(5):
     result = computation.next(
-      state, student, (teacher,), _ONE, _batches(10, seed=i)
+      state, student, (teacher,), _ONE, _SEED, _batches(10, seed=i)
     )
     state = result['state']
     student = tuple(w - d for w, d in zip(student, result['pseudo_gradient']))
@@ -138,15 +150,56 @@ def test_two_passes_equal_one_when_adam_is_kept(linear, dense, context):
   for keep, is_equal in ((True, True), (False, False)):
     computation = _build(linear, [dense], keep_optimizer_state=keep)
     state = computation.initialize(student)
-    whole = computation.next(state, student, (teacher,), _ONE, batches)
-    first = computation.next(state, student, (teacher,), _ONE, batches[:3])
+    whole = computation.next(state, student, (teacher,), _ONE, _SEED, batches)
+    first = computation.next(
+      state, student, (teacher,), _ONE, _SEED, batches[:3]
+    )
     middle = tuple(w - d for w, d in zip(student, first['pseudo_gradient']))
     second = computation.next(
-      first['state'], middle, (teacher,), _ONE, batches[3:]
+      first['state'], middle, (teacher,), _ONE, _SEED, batches[3:]
     )
     total = first['pseudo_gradient'][0] + second['pseudo_gradient'][0]
     equal = np.allclose(total, whole['pseudo_gradient'][0], atol=1e-6)
     assert equal == is_equal
+
+
+def test_augmentation_depends_on_the_seed_and_the_step(linear, in_process):
+  # Inputs are turned into noise of their seed, so that d tells the seeds apart.
+  def preprocess(x, seed=None):
+    if seed is None:
+      return x
+    return tf.random.stateless_normal(tf.shape(x), seed)
+
+  def run(augment, seed, batches):
+    computation = distillation.build_distillation(
+      linear,
+      [linear],
+      tff.TensorType(np.float32, (None, 4)),
+      preprocess,
+      config.DistillationConfig(augment=augment),
+      learning_rate=0.05,
+    )
+    result = computation.next(
+      computation.initialize(student),
+      student,
+      (linear.initialize(1),),
+      _ONE,
+      np.array([seed, 0], np.int32),
+      batches,
+    )
+    return result['pseudo_gradient'][0]
+
+  student = linear.initialize(0)
+  batches, others = _batches(2, seed=0), _batches(2, seed=1)
+  plain = run(False, 1, batches)
+  np.testing.assert_array_equal(plain, run(False, 2, batches))
+  assert not np.allclose(plain, run(False, 1, others))
+  augmented = run(True, 1, batches)
+  np.testing.assert_array_equal(augmented, run(True, 1, others))
+  assert not np.allclose(augmented, run(True, 2, batches))
+  # Were both steps to see the same inputs, half the steps would be the first.
+  one, two = run(True, 1, batches[:1]), augmented
+  assert not np.allclose(two, 2 * one, rtol=1e-2)
 
 
 def test_teachers_are_averaged_as_logits(linear, context):
@@ -155,8 +208,12 @@ def test_teachers_are_averaged_as_logits(linear, context):
   mean = tuple((x + y) / 2 for x, y in zip(a, b))
   both, one = _build(linear, [linear, linear]), _build(linear, [linear])
   batches = _batches(3)
-  left = both.next(both.initialize(student), student, (a, b), _HALVES, batches)
-  right = one.next(one.initialize(student), student, (mean,), _ONE, batches)
+  left = both.next(
+    both.initialize(student), student, (a, b), _HALVES, _SEED, batches
+  )
+  right = one.next(
+    one.initialize(student), student, (mean,), _ONE, _SEED, batches
+  )
   for d, e in zip(left['pseudo_gradient'], right['pseudo_gradient']):
     np.testing.assert_allclose(d, e, atol=1e-5)
 
@@ -184,12 +241,14 @@ def test_padding_rows_change_nothing(context):
   rows = np.array([[[1, 2], [3, 4], [2, 0]]], np.int32)
   padded = np.concatenate([rows, np.zeros((1, 4, 2), np.int32)], axis=1)
   found, expected = (
-    computation.next(state, student, (teacher,), _ONE, batch)['pseudo_gradient']
+    computation.next(state, student, (teacher,), _ONE, _SEED, batch)[
+      'pseudo_gradient'
+    ]
     for batch in (padded, rows)
   )
   np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
   nothing = computation.next(
-    state, student, (teacher,), _ONE, np.zeros((1, 4, 2), np.int32)
+    state, student, (teacher,), _ONE, _SEED, np.zeros((1, 4, 2), np.int32)
   )
   assert not np.any(nothing['pseudo_gradient'][0])
 
@@ -242,8 +301,8 @@ def test_teacher_without_a_share_has_no_say(linear, dense, context):
   both, one = _build(linear, [dense, linear]), _build(linear, [dense])
   state, batches = one.initialize(student), _batches(3)
   shares = np.array([1.0, 0.0], np.float32)
-  left = both.next(state, student, (good, broken), shares, batches)
-  right = one.next(state, student, (good,), _ONE, batches)
+  left = both.next(state, student, (good, broken), shares, _SEED, batches)
+  right = one.next(state, student, (good,), _ONE, _SEED, batches)
   toys.assert_same(left['pseudo_gradient'], right['pseudo_gradient'])
 
 
@@ -253,7 +312,7 @@ def test_pass_that_is_not_finite_is_rejected(linear, dense, context):
   state = computation.initialize(student)
   teacher[0] = np.full_like(teacher[0], np.inf)
   result = computation.next(
-    state, student, (tuple(teacher),), _ONE, _batches(2)
+    state, student, (tuple(teacher),), _ONE, _SEED, _batches(2)
   )
   assert result['metrics']['rejected'] == 1
   assert not any(np.any(d) for d in result['pseudo_gradient'])
@@ -269,7 +328,12 @@ def test_applying_a_pass_gives_the_trained_student(linear, dense, context):
   )
   computation = _build(linear, [dense])
   result = computation.next(
-    computation.initialize(student), student, (teacher,), _ONE, _batches(20)
+    computation.initialize(student),
+    student,
+    (teacher,),
+    _ONE,
+    _SEED,
+    _batches(20),
   )
   trained = apply(student, result['pseudo_gradient'])
   for x, d, y in zip(student, result['pseudo_gradient'], trained):

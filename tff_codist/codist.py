@@ -38,6 +38,7 @@ from tff_codist import config as config_lib
 from tff_codist import distillation
 from tff_codist import errors
 from tff_codist import models
+from tff_codist import randomness
 from tff_codist import server_update
 from tff_codist import teachers as teachers_lib
 from tff_codist.privacy import mechanisms
@@ -205,11 +206,18 @@ class Exchange:
       learning_rate: Learning rate of the distillation's Adam.
 
     Raises:
-      ConfigError: If there is no distillation data, or the gate needs a
-        validation set that is not there.
+      ConfigError: If there is no distillation data, the gate needs a
+        validation set that is not there, or the task does not augment.
       UnknownNameError: If there is no such loss.
     """
     self._unlabelled = algorithm.require_unlabelled(setting, config)
+    if config.distillation.augment and not setting.task.augments:
+      raise errors.ConfigError(
+        f'--distillation.augment with task {setting.task.name!r}',
+        expected='a task that augments its inputs',
+        fix='leave the flag out',
+      )
+    self._seed = config.seed
     self._steps = steps
     self._batch_size = config.distillation.batch_size
     self._gate = teachers_lib.Gate(setting, config.distillation)
@@ -297,6 +305,7 @@ class Exchange:
         pool.weights,
         tuple(state[teacher].weights for teacher in teachers),
         (say / say.sum()).astype(np.float32),
+        randomness.derive_seed(self._seed, 'augmentation', index, name),
         batches,
       )
       new_state[name] = pool._replace(distillation_optimizer=result['state'])

@@ -407,6 +407,9 @@ class DistillationConfig(_Group):
   # Norm to which the gradient of a distillation step is clipped, over all
   # tensors. Above 0; None clips nothing.
   clip_norm: Optional[float] = _field(None, _POSITIVE_OR_NONE)
+  # Whether student and teachers see inputs that are augmented anew in each
+  # step, as the clients' are. Only for tasks that augment.
+  augment: bool = False
   # Whether that Adam's state goes on from exchange to exchange. A reset Adam
   # with one step is sign descent.
   keep_optimizer_state: bool = True

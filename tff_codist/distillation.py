@@ -8,7 +8,11 @@ One pass with student i and frozen teachers j on the unlabelled batches u_r
     d_i = θ_i − φ_s
 
 where z(x) = Σ_j w_j · f_j(θ_j, x) is the weighted mean of the teachers' logits.
-d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s.
+d_i is a pseudo-gradient: subtracting it from θ_i gives φ_s. Student and
+teachers see the same x. With `augment` it is the raw input augmented anew in
+each step, which makes much of little data (Beyer et al., Knowledge
+Distillation: A Good Teacher Is Patient and Consistent, CVPR 2022, arXiv
+2106.05237).
 """
 
 import collections
@@ -49,8 +53,9 @@ class Distillation(NamedTuple):
       -> Q@SERVER)`.
     next: One pass over the batches. Type signature: `(<state=Q@SERVER,
       weights=W_i@SERVER, teachers=<W_j,...>@SERVER, shares=float32[M]@SERVER,
-      batches=[steps, batch, ...]@SERVER> -> <state=Q@SERVER,
-      pseudo_gradient=W_i@SERVER, metrics=M@SERVER>)`.
+      seed=int32[2]@SERVER, batches=[steps, batch, ...]@SERVER> ->
+      <state=Q@SERVER, pseudo_gradient=W_i@SERVER, metrics=M@SERVER>)`. The
+      augmentation is a function of the seed and the step.
   """
 
   initialize: tff.Computation
@@ -88,7 +93,7 @@ def distil(
   teach: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
   batches: tf.Tensor,
   *,
-  preprocess: task_lib.Preprocess,
+  view: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
   config: config_lib.DistillationConfig,
   uncounted: Sequence[int] = (),
 ) -> tuple:
@@ -105,8 +110,7 @@ def distil(
     teach: From the step r, an int32 scalar, and the models' inputs x to z(x),
       the teachers' mean logits.
     batches: Raw inputs u_r, `[steps, batch, ...]`.
-    preprocess: From raw inputs to the models' inputs, used without
-      augmentation: student and teachers see the same x.
+    view: From the step r and u_r to the models' inputs x.
     config: Loss and temperature.
     uncounted: Input tokens after which nothing is predicted.
 
@@ -119,7 +123,7 @@ def distil(
   loss_sum, entropy_sum = tf.zeros([]), tf.zeros([])
   for step in tf.range(tf.shape(batches)[0]):
     batch = batches[step]
-    x = preprocess(batch)
+    x = view(step, batch)
     teacher_logits = teach(step, x)
     mask = losses.logits_mask(batch, uncounted)
     with tf.GradientTape() as tape:
@@ -181,20 +185,30 @@ def build_distillation(
     UnknownNameError: If there is no such loss.
   """
 
-  def teach(teacher_weights, shares):
-    return lambda step, x: mean_logits(teachers, teacher_weights, shares, x)
+  def lessons(teacher_weights, shares, seed):
+    def teach(step, x):
+      del step  # Only the weights and x matter.
+      return mean_logits(teachers, teacher_weights, shares, x)
+
+    def view(step, batch):
+      if not config.augment:
+        return preprocess(batch)
+      step_seed = tf.random.experimental.stateless_fold_in(seed, step)
+      return preprocess(batch, step_seed)
+
+    return teach, view
 
   return _build_pass(
     student,
     x_type,
-    preprocess,
     config,
     _adam(learning_rate, config),
-    teach,
+    lessons,
     teachers=tff.StructWithPythonType(
       [teacher.weights_type for teacher in teachers], tuple
     ),
     shares=tff.TensorType(np.float32, (len(teachers),)),
+    seed=tff.TensorType(np.int32, (2,)),
     uncounted=uncounted,
   )
 
@@ -224,18 +238,22 @@ def build_imitation(
 
   Returns:
     As `build_distillation`, but `next` has `logits=float32[steps, batch, ...,
-    C]@SERVER` in place of teachers and shares.
+    C]@SERVER` in place of teachers, shares and seed: the logits are those of
+    inputs without augmentation.
 
   Raises:
     UnknownNameError: If there is no such loss.
   """
+
+  def lessons(logits):
+    return lambda step, x: logits[step], lambda step, batch: preprocess(batch)
+
   return _build_pass(
     student,
     x_type,
-    preprocess,
     config,
     _adam(learning_rate, config),
-    lambda logits: lambda step, x: logits[step],
+    lessons,
     logits=tff.TensorType(np.float32, (None, None, *student.output_shape)),
     uncounted=uncounted,
   )
@@ -260,10 +278,9 @@ def _adam(
 def _build_pass(
   student: models.Model,
   x_type: tff.TensorType,
-  preprocess: task_lib.Preprocess,
   config: config_lib.DistillationConfig,
   optimizer: tff.learning.optimizers.Optimizer,
-  build_teach: Callable[..., Callable[[tf.Tensor, tf.Tensor], tf.Tensor]],
+  lessons: Callable[..., tuple[Callable, Callable]],
   *,
   uncounted: Sequence[int],
   **teaching: tff.Type,
@@ -271,9 +288,9 @@ def _build_pass(
   """Builds passes whose teachers are a function of further arguments.
 
   Args:
-    student, x_type, preprocess, config, uncounted: As `build_distillation`.
+    student, x_type, config, uncounted: As `build_distillation`.
     optimizer: The distillation's Adam.
-    build_teach: From the further arguments to `teach`, see `distil`.
+    lessons: From the further arguments to `teach` and `view`, see `distil`.
     **teaching: TFF types of the further arguments.
   """
   losses.distillation_losses[config.loss]
@@ -297,14 +314,15 @@ def _build_pass(
 
     @tf.function
     def teach_and_learn():
+      teach, view = lessons(*(arguments[name] for name in teaching))
       return distil(
         student,
         optimizer,
         state,
         weights,
-        build_teach(*(arguments[name] for name in teaching)),
+        teach,
         arguments['batches'],
-        preprocess=preprocess,
+        view=view,
         config=config,
         uncounted=uncounted,
       )

@@ -81,6 +81,7 @@ class Task(NamedTuple):
       those of its test; they are refused as distillation data.
     public: Labelled examples `<x, y>` that the server and all clients have;
       `None` if there are none.
+    augments: Whether `preprocess` augments when it has a seed.
   """
 
   name: str
@@ -98,6 +99,7 @@ class Task(NamedTuple):
   foreign: Optional[ForeignInputs] = None
   own_datasets: tuple = ()
   public: Optional[clients.Examples] = None
+  augments: bool = False
 
   @property
   def padding(self) -> tuple[int, ...]:

@@ -205,6 +205,7 @@ def test_one_teacher_is_the_distillation_of_codist(in_process):
     student,
     (teacher,),
     np.ones(1, np.float32),
+    np.zeros(2, np.int32),
     batches,
   )
   other = imitation.next(
