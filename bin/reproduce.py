@@ -19,10 +19,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tff_codist.program import command
 
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 
 def main(argv):
   import tables  # Registers the tables, and with them all that trains.
   from tff_codist import reproduction
+  from tff_codist.reproduction import publication
   from tff_codist.reproduction import runner
 
   del tables
@@ -62,6 +65,12 @@ def main(argv):
     action='store_true',
     help='train nothing, report the runs that have finished',
   )
+  parser.add_argument(
+    '--publish',
+    action='store_true',
+    help="also copy the report into this clone's docs/, and its numbers into "
+    'the tables of README.md and docs/*.md that are marked with its name',
+  )
   arguments = parser.parse_args(argv)
   out = arguments.out or f'runs/{arguments.table}_{arguments.scale}'
   runner.reproduce(
@@ -72,6 +81,12 @@ def main(argv):
     out_dir=pathlib.Path(out),
     report_only=arguments.report_only,
   )
+  if arguments.publish:
+    documents = (_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md')))
+    for path in publication.publish(
+      arguments.table, pathlib.Path(out), _ROOT / 'docs', documents
+    ):
+      print(path)
 
 
 if __name__ == '__main__':
