@@ -1,6 +1,7 @@
 """The configuration tree: ranges, JSON, differences."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -20,6 +21,7 @@ from tff_codist import errors
     (config_lib.UnlabelledConfig, 'sources', ('none', 'noise')),
     (config_lib.UnlabelledConfig, 'weights', (1.0, 2.0)),
     (config_lib.UnlabelledConfig, 'weights', (0.0,)),
+    (config_lib.UnlabelledConfig, 'weights', (-1.0,)),
     (config_lib.UnlabelledConfig, 'clients_fraction', 1.0),
     (config_lib.UnlabelledConfig, 'clients_fraction', 0.0),
     (config_lib.UnlabelledConfig, 'max_examples', 0),
@@ -75,12 +77,26 @@ from tff_codist import errors
     (config_lib.ProgramConfig, 'rounds_per_evaluation', 0),
     (config_lib.ProgramConfig, 'checkpoints_kept', 1),
     (config_lib.ProgramConfig, 'evaluation_clients', 0),
+    (config_lib.ProgramConfig, 'evaluate_on', 'train'),
   ],
 )
 def test_value_outside_its_range_names_the_flag(group, field, value):
   with pytest.raises(errors.ConfigError, match=field) as caught:
     group(**{field: value})
   assert caught.value.exit_code == 2
+
+
+def test_shares_leave_out_sources_of_weight_0():
+  def shares(*weights):
+    sources = ('clients', 'held_out', 'noise')
+    return config_lib.UnlabelledConfig(sources=sources, weights=weights).shares
+
+  assert shares(0.0, 3.0, 1.0) == {'held_out': 0.75, 'noise': 0.25}
+  assert shares(2.0) == pytest.approx(
+    {'clients': 1 / 3, 'held_out': 1 / 3, 'noise': 1 / 3}
+  )
+  with pytest.raises(errors.ConfigError, match='at least one number above 0'):
+    shares(0.0, 0.0, 0.0)
 
 
 def test_rescale_needs_a_weight_below_one():
@@ -103,12 +119,27 @@ def test_json_round_trip():
   assert config_lib.from_json(config_lib.to_json(config)) == config
 
 
-@pytest.mark.parametrize(
-  'text', ['{', '[]', '{"seed": 1}', '{"extra": 1}', 'null']
-)
-def test_json_of_another_version_is_refused(text):
+@pytest.mark.parametrize('text', ['{', '[]', '{"seed": 1}', '{}', 'null'])
+def test_json_that_is_no_configuration_is_refused(text):
   with pytest.raises(errors.ConfigError):
     config_lib.from_json(text)
+
+
+def test_json_of_another_version_names_only_the_difference():
+  tree = json.loads(config_lib.to_json(config_lib.Config()))
+  del tree['program']['evaluate_on'], tree['fd'], tree['seed']
+  tree['server']['nesterov'] = True
+  tree['old'] = {'field': 1}
+  with pytest.raises(errors.ConfigError) as caught:
+    config_lib.from_json(json.dumps(tree))
+  assert caught.value.found == (
+    'a configuration without fd, seed, program.evaluate_on and with unknown '
+    'old, server.nesterov'
+  )
+  tree = json.loads(config_lib.to_json(config_lib.Config()))
+  tree['server'] = 'fedadam'
+  with pytest.raises(errors.ConfigError, match='configuration without server;'):
+    config_lib.from_json(json.dumps(tree))
 
 
 def test_differences_name_the_fields():

@@ -13,6 +13,7 @@ from tff_codist import errors
 from tff_codist import experiment as experiment_lib
 from tff_codist import task as task_lib
 from tff_codist.program import run_folder
+from tff_codist.program import training
 from tff_codist.testing import toys
 
 
@@ -114,6 +115,81 @@ def test_validation_clients_are_nobody_elses():
   sizes = [len(built.task.train.load(c)['y']) for c in held]
   assert len(built.setting.validation['y']) == sum(sizes)
   assert list(built.setting.validation) == ['x', 'y']
+
+
+def test_other_distillation_data_and_the_very_same_clients():
+  def pools(weights):
+    built = experiment_lib.build_experiment(
+      _config(
+        unlabelled={'sources': ('clients', 'noise'), 'weights': weights},
+        algorithm={'name': 'fed_avg'},
+      )
+    )
+    ids = [pool.client_ids for pool in built.pools]
+    return built.distillation_clients, ids, set(built.setting.unlabelled.origin)
+
+  *clients, sources = pools((0.0, 1.0))
+  *others, other_sources = pools((1.0, 0.0))
+  assert clients == others and len(clients[0]) == 8
+  assert (sources, other_sources) == ({'noise'}, {'clients'})
+
+
+def _evaluate_on_validation(num_clients=None, **groups):
+  return _config(
+    task={'validation_clients': 3, **groups.pop('task', {})},
+    pools={'cohort_size': (4, 3)},
+    program={
+      'evaluate_on': 'validation',
+      'evaluation_clients': num_clients,
+      **groups.pop('program', {}),
+    },
+    **groups,
+  )
+
+
+def test_validation_clients_stand_in_for_test_clients():
+  built = experiment_lib.build_experiment(_evaluate_on_validation())
+  assert built.test.client_ids == built.validation_clients
+  for client_id in built.validation_clients:
+    np.testing.assert_array_equal(
+      built.test.load(client_id)['y'], built.task.train.load(client_id)['y']
+    )
+  some = experiment_lib.build_experiment(_evaluate_on_validation(2))
+  assert len(some.test.client_ids) == 2
+  assert set(some.test.client_ids) < set(built.test.client_ids)
+  assert some.validation_clients == built.validation_clients
+  with pytest.raises(errors.ConfigError, match='4 of 3 validation clients'):
+    experiment_lib.build_experiment(_evaluate_on_validation(4))
+  config = _config(program={'evaluate_on': 'validation'})
+  with pytest.raises(errors.ConfigError, match='--task'):
+    experiment_lib.check_names(config)
+
+
+def test_run_that_evaluates_on_validation_never_loads_a_test_client(
+  in_process, tmp_path
+):
+  def never(client_id):
+    raise AssertionError(f'test client {client_id} was loaded')
+
+  @task_lib.tasks.register('digits_without_test')
+  def _load_task(config):
+    return task_lib.tasks['digits'](config)._replace(
+      test=clients_lib.ClientData(['t'], never)
+    )
+
+  config = _evaluate_on_validation(
+    task={'name': 'digits_without_test'},
+    algorithm={'name': 'fed_avg'},
+    program={'rounds': 1},
+  )
+  training.train(config, tmp_path / 'run')
+  round_num, metrics = training.evaluate(tmp_path / 'run')
+  assert round_num == 1
+  assert 0 <= metrics['eval/large/accuracy'] <= 1
+  # The guard guards: on test clients, the same run does not start.
+  config = config_lib.change(config, program={'evaluate_on': 'test'})
+  with pytest.raises(AssertionError, match='test client t was loaded'):
+    training.train(config, tmp_path / 'on_test')
 
 
 def test_evaluation_clients_are_a_fixed_sample():

@@ -105,6 +105,24 @@ def test_mixture_has_the_given_proportions():
   assert few.origin == {'clients': 7, 'held_out': 2}
 
 
+def test_source_of_weight_0_gives_nothing():
+  """It is not even looked for; clients of weight 0 are still set aside."""
+  u = _build(sources=('tfds:nosuchset', 'held_out'), weights=(0.0, 1.0))
+  assert u.origin == {'held_out': 60}
+  both, without = (
+    config_lib.UnlabelledConfig(
+      sources=('clients', 'held_out'), weights=weights, clients_fraction=0.3
+    )
+    for weights in ((1.0, 1.0), (0.0, 1.0))
+  )
+  ids = unlabelled.clients_set_aside(_task(), without, seed=1)
+  assert len(ids) == 3
+  assert ids == unlabelled.clients_set_aside(_task(), both, seed=1)
+  u = unlabelled.build_unlabelled(_task(), without, client_ids=ids, seed=1)
+  assert u.origin == {'held_out': 60}
+  assert u.x.min() >= 5000
+
+
 class _NoLabelsButDomain(_NoLabels):
   """The same, of which the domain may be read."""
 

@@ -22,6 +22,7 @@ _T = TypeVar('_T')
 
 SAMPLINGS = ('fixed', 'poisson', 'epochs')
 ACCOUNTANTS = ('pld', 'rdp')
+EVALUATED_ON = ('test', 'validation')
 
 
 class _Range(NamedTuple):
@@ -111,7 +112,8 @@ class TaskConfig(_Group):
   # default cache directory.
   data_dir: Optional[str] = None
   # Training clients whose labelled examples are the server's validation set,
-  # which measures the teachers and trains nobody. 0 is none.
+  # which measures the teachers, and the models with program.evaluate_on
+  # validation, and trains nobody. 0 is none.
   validation_clients: int = _field(0, _COUNT_OR_0)
 
 
@@ -143,8 +145,13 @@ class UnlabelledConfig(_Group):
   # generator from normal latent vectors to images in [0, 1]), text:FILE (one
   # sentence a line), noise (uniform); or none.
   sources: tuple[str, ...] = ('clients',)
-  # Proportions of the sources in U, one for each or one for all. Above 0.
-  weights: tuple[float, ...] = _field((1.0,), _POSITIVE)
+  # Proportions of the sources in U, one for each or one for all. At least 0,
+  # and not 0 everywhere. A source of weight 0 takes part in nothing, but
+  # clients still sets its clients aside: runs with other data train on the same
+  # ones.
+  weights: tuple[float, ...] = _field(
+    (1.0,), _Range('numbers of at least 0', lambda v: 0 <= v < math.inf)
+  )
   # Share of the training clients that the source clients sets aside. (0, 1).
   clients_fraction: float = _field(
     0.1, _Range('a number in (0, 1)', lambda v: 0 < v < 1)
@@ -170,6 +177,22 @@ class UnlabelledConfig(_Group):
       self.weights,
       f'one weight, or one for each of {", ".join(self.sources)}',
     )
+    _require(
+      any(self.weights),
+      'unlabelled.weights',
+      self.weights,
+      'at least one number above 0',
+    )
+
+  @property
+  def shares(self) -> dict[str, float]:
+    """The share of each source in U, without those of weight 0."""
+    weights = self.weights * (len(self.sources) // len(self.weights))
+    return {
+      source: weight / sum(weights)
+      for source, weight in zip(self.sources, weights)
+      if weight
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -699,8 +722,10 @@ class ProgramConfig(_Group):
   rounds_per_checkpoint: int = _field(10, _COUNT)
   # Checkpoints kept, the newest ones. At least 2, so that one can be corrupt.
   checkpoints_kept: int = _field(3, _AT_LEAST_2)
-  # Test clients on which the models are evaluated, a fixed sample drawn by the
-  # seed; None takes all.
+  # On whom the models are evaluated: test clients, or, to choose
+  # hyperparameters, task.validation_clients; then no test client is loaded.
+  evaluate_on: str = _field('test', _one_of(*EVALUATED_ON))
+  # How many of them, a fixed sample drawn by the seed; None takes all.
   evaluation_clients: Optional[int] = _field(None, _COUNT)
   # Clients of each pool whose own models are evaluated, a fixed sample; for
   # algorithms that train a model for each client. At least 1.
@@ -793,34 +818,66 @@ def from_json(text: str) -> Config:
 
   Raises:
     ConfigError: If the text is no JSON or does not have exactly the fields of
-      this version.
+      this version, with those that it lacks and those that are unknown.
   """
   try:
-    return _from_dict(Config, json.loads(text), 'config')
+    values = json.loads(text)
   except json.JSONDecodeError as error:
     raise errors.ConfigError(
       f'a configuration that is no JSON ({error})',
       expected='a config.json written by bin/train.py',
       fix='start the run again in another folder',
     ) from error
-
-
-def _from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
-  """Builds a dataclass of the tree from its JSON form, strictly."""
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  if not isinstance(values, dict) or set(values) != set(fields):
-    found = sorted(values) if isinstance(values, dict) else values
+  if not isinstance(values, dict):
     raise errors.ConfigError(
-      f'{where} with {found}',
-      expected=f'exactly the fields {", ".join(fields)}',
-      fix='use the version of the package that wrote this run',
+      f'a configuration that is a JSON {type(values).__name__}',
+      expected='a config.json written by bin/train.py',
+      fix='start the run again in another folder',
     )
-  arguments = {}
+  lacking, unknown = _other_fields(Config, values)
+  if lacking or unknown:
+    parts = [
+      f'{what} {", ".join(names)}'
+      for what, names in (('without', lacking), ('with unknown', unknown))
+      if names
+    ]
+    raise errors.ConfigError(
+      f'a configuration {" and ".join(parts)}',
+      expected='exactly the fields of this version of the package',
+      fix='use the version that wrote this run',
+    )
+  return _from_dict(Config, values)
+
+
+def _other_fields(
+  cls: type, values: Mapping[str, Any], prefix: str = ''
+) -> tuple[list[str], list[str]]:
+  """Returns the full names of fields that values lack, and of unknown ones.
+
+  A group that is missing as a whole, or is none, counts as one field.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  lacking = [f'{prefix}{name}' for name in fields if name not in values]
+  unknown = [f'{prefix}{name}' for name in values if name not in fields]
   for name, field in fields.items():
-    value = values[name]
+    if name in values and dataclasses.is_dataclass(field.type):
+      if isinstance(values[name], dict):
+        more = _other_fields(field.type, values[name], f'{prefix}{name}.')
+        lacking += more[0]
+        unknown += more[1]
+      else:
+        lacking.append(f'{prefix}{name}')
+  return lacking, unknown
+
+
+def _from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+  """Builds a dataclass of the tree from its JSON form, field by field."""
+  arguments = {}
+  for field in dataclasses.fields(cls):
+    value = values[field.name]
     if dataclasses.is_dataclass(field.type):
-      value = _from_dict(field.type, value, f'{where}.{name}')
+      value = _from_dict(field.type, value)
     elif isinstance(value, list):
       value = tuple(value)
-    arguments[name] = value
+    arguments[field.name] = value
   return cls(**arguments)

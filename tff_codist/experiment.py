@@ -1,7 +1,7 @@
 """From a configuration to everything that a run needs."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -33,9 +33,11 @@ class Experiment(NamedTuple):
     config: The configuration.
     task: The task.
     train: The training clients that no other part of the run sets aside.
-    test: The test clients on which the models are evaluated.
+    test: The clients on which the models are evaluated: test clients, or with
+      `program.evaluate_on` validation the labelled validation clients.
     pools: The pools.
-    distillation_clients: Ids of the training clients whose inputs are in U.
+    distillation_clients: Ids of the training clients that are set aside for U;
+      their inputs are in it unless the weight of the source is 0.
     validation_clients: Ids of the training clients whose examples are the
       server's validation set.
     setting: What the algorithm was built for, U among it.
@@ -77,6 +79,14 @@ def check_names(config: config_lib.Config) -> None:
       'merged.distillation_weight', config.merged.distillation_weight
     )
   server_update.build_server_optimizer(config.server)
+  if config.program.evaluate_on == 'validation' and (
+    not config.task.validation_clients
+  ):
+    raise errors.ConfigError(
+      '--program.evaluate_on validation without validation clients',
+      expected='labelled training clients that are set aside',
+      fix='give their number with --task.validation_clients',
+    )
 
 
 def check_no_idle_field(
@@ -130,7 +140,7 @@ def check_no_idle_field(
   sources = f'--unlabelled.sources {" ".join(unlabelled.sources)}'
   if 'clients' not in unlabelled.sources:
     replaced['unlabelled.clients_fraction'] = sources
-  if not {'clients', 'held_out'} & {*unlabelled.sources}:
+  if not {'clients', 'held_out'} & {*unlabelled.shares}:
     replaced['unlabelled.domains'] = sources
   if unlabelled.sources == ('none',):
     replaced['unlabelled.max_examples'] = sources
@@ -222,28 +232,45 @@ def build_experiment(
     validation=_validation(task, validation_clients),
     client_store=client_store,
   )
-  test, num_test = task.test, config.program.evaluation_clients
-  if num_test is not None:
-    if num_test > len(test.client_ids):
-      raise errors.ConfigError(
-        f'program.evaluation_clients = {num_test} of {len(test.client_ids)} '
-        'test clients',
-        expected='at most as many as there are',
-        fix='lower --program.evaluation_clients or leave it out',
-      )
-    test = test.subset(
-      pools_lib.draw(test.client_ids, num_test, seed=seed, purpose='evaluation')
-    )
   return Experiment(
     config=config,
     task=task,
     train=train,
-    test=test,
+    test=_evaluation_clients(config, task, validation_clients),
     pools=pools,
     distillation_clients=distillation_clients,
     validation_clients=validation_clients,
     setting=setting,
     algorithm=algorithm.algorithms[config.algorithm.name](setting, config),
+  )
+
+
+def _evaluation_clients(
+  config: config_lib.Config,
+  task: task_lib.Task,
+  validation_clients: Sequence[str],
+) -> clients.ClientData:
+  """Returns the clients on which the models are evaluated."""
+  kind, num_clients = (
+    config.program.evaluate_on,
+    config.program.evaluation_clients,
+  )
+  found = (
+    task.train.subset(validation_clients) if kind == 'validation' else task.test
+  )
+  if num_clients is None:
+    return found
+  if num_clients > len(found.client_ids):
+    raise errors.ConfigError(
+      f'program.evaluation_clients = {num_clients} of {len(found.client_ids)} '
+      f'{kind} clients',
+      expected='at most as many as there are',
+      fix='lower --program.evaluation_clients or leave it out',
+    )
+  return found.subset(
+    pools_lib.draw(
+      found.client_ids, num_clients, seed=config.seed, purpose='evaluation'
+    )
   )
 
 

@@ -212,7 +212,8 @@ def clients_set_aside(
 ) -> tuple[str, ...]:
   """Returns the training clients that give their inputs to U, sorted.
 
-  Chosen by a seeded hash of the client id; none without the source `clients`.
+  Chosen by a seeded hash of the client id, whatever the weight of the source
+  `clients` is; none without it.
   """
   if 'clients' not in config.sources:
     return ()
@@ -231,11 +232,11 @@ def build_unlabelled(
   """Builds U.
 
   The sources stand in U in the proportions of `config.weights`, rounded down to
-  whole examples; the scarcest of them, or `config.max_examples`, decides how
-  many there are. Which examples of clients is drawn by the seed; of TFDS sets,
-  which are shuffled when they are prepared, and of text files it is the first.
-  A generator makes as many as are needed, from latent vectors that are drawn by
-  the seed.
+  whole examples; one of weight 0 is not read. The scarcest of them, or
+  `config.max_examples`, decides how many there are. Which examples of clients
+  is drawn by the seed; of TFDS sets, which are shuffled when they are prepared,
+  and of text files it is the first. A generator makes as many as are needed,
+  from latent vectors that are drawn by the seed.
 
   Args:
     task: The task.
@@ -253,8 +254,7 @@ def build_unlabelled(
   """
   if config.sources == ('none',):
     return None
-  weights = np.broadcast_to(config.weights, len(config.sources))
-  shares = weights / weights.sum()
+  shares = config.shares
   parts = {
     source: _load_source(
       source,
@@ -264,13 +264,13 @@ def build_unlabelled(
       num_examples=math.ceil(share * config.max_examples),
       seed=seed,
     )
-    for source, share in zip(config.sources, shares)
+    for source, share in shares.items()
   }
   total = min(
     config.max_examples,
-    *(len(x) / share for x, share in zip(parts.values(), shares)),
+    *(len(parts[source]) / share for source, share in shares.items()),
   )
-  for (source, x), share in zip(parts.items(), shares):
+  for source, share in shares.items():
     count = int(share * total + 1e-9)
     if not count:
       raise errors.ConfigError(
@@ -279,7 +279,7 @@ def build_unlabelled(
         fix='change --unlabelled.weights, --unlabelled.max_examples or the '
         'sources',
       )
-    parts[source] = x[:count]
+    parts[source] = parts[source][:count]
   return UnlabelledData(
     np.concatenate(list(parts.values())),
     seed=seed,

@@ -248,7 +248,7 @@ def _result(loss: accounting.PrivacyLoss) -> list[str]:
 
 def _outside(config: config_lib.Config) -> list[str]:
   """Returns what the guarantee does not cover, sentences."""
-  sources = ', '.join(config.unlabelled.sources)
+  sources = ', '.join(config.unlabelled.shares)
   texts = [
     'Learning rates and all other settings were chosen without looking at '
     "these clients' data; to tune on them is a release of its own.",

@@ -293,7 +293,7 @@ def _check_nothing_else_is_released(config: config_lib.Config) -> None:
       'leave out --client.aggregator',
     ),
     (
-      'clients' in config.unlabelled.sources,
+      'clients' in config.unlabelled.shares,
       f'--unlabelled.sources {" ".join(config.unlabelled.sources)}',
       'public distillation data: examples of training clients would be used '
       'without noise',

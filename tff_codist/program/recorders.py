@@ -71,7 +71,7 @@ class ProgressBar(tff.program.ReleaseManager):
       )
       self._bar.write(
         f'round {key:>{len(str(self._rounds))}}/{self._rounds}  '
-        f'test accuracy  {accuracies}',
+        f'accuracy  {accuracies}',
         file=sys.stderr,
       )
 

@@ -125,6 +125,17 @@ def _check_comparable(runs: Sequence[runs_lib.Run]) -> None:
       expected='runs of one task on the same data',
       fix='compare the runs of each data set by themselves',
     )
+  measured = {
+    run.config.get('program', {}).get('evaluate_on', 'test'): run
+    for run in runs
+  }
+  if len(measured) > 1:
+    raise errors.RunFolderError(
+      'runs evaluated on different clients: '
+      + ', '.join(f'{on} ({run.path})' for on, run in measured.items()),
+      expected='runs that are all evaluated on the same clients',
+      fix='leave out those with --program.evaluate_on validation',
+    )
 
 
 def _noise(run: runs_lib.Run) -> list[float]:
