@@ -56,6 +56,9 @@ def run(
     # Who read the output has seen enough; Python would complain at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
+  except SystemExit as ended:
+    # argparse, after --help or on a wrong flag.
+    code = ended.code
   except Exception:
     traceback.print_exc()
     code = 1
