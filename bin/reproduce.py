@@ -24,6 +24,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def main(argv):
   import tables  # Registers the tables, and with them all that trains.
+  from tff_codist import errors
   from tff_codist import reproduction
   from tff_codist.reproduction import publication
   from tff_codist.reproduction import runner
@@ -40,13 +41,14 @@ def main(argv):
     '--scale',
     default='machine',
     help='full: as in the paper, as far as it says; machine: hours on two '
-    'cores; quick: two minutes, to see that everything runs (default: machine)',
+    'cores; quick: minutes, to see that everything runs (default: machine)',
   )
   parser.add_argument(
     '--seeds',
     type=int,
     metavar='N',
-    help='runs of each row, with seeds 1 to N (default: 3; quick: 1)',
+    help='runs of each row, with seeds 1 to N (default: 3, quick: 1; more if '
+    'the folder has more)',
   )
   parser.add_argument(
     '--jobs',
@@ -73,7 +75,7 @@ def main(argv):
   )
   arguments = parser.parse_args(argv)
   out = arguments.out or f'runs/{arguments.table}_{arguments.scale}'
-  runner.reproduce(
+  missing = runner.reproduce(
     arguments.table,
     scale=arguments.scale,
     num_seeds=arguments.seeds,
@@ -82,6 +84,14 @@ def main(argv):
     report_only=arguments.report_only,
   )
   if arguments.publish:
+    if missing or arguments.scale == 'quick':
+      raise errors.ConfigError(
+        '--publish of a table of quick runs'
+        if arguments.scale == 'quick'
+        else f'--publish of a table without {missing[0].name}',
+        expected='a table at scale machine or full, with all of its runs',
+        fix='train them first',
+      )
     documents = (_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md')))
     for path in publication.publish(
       arguments.table, pathlib.Path(out), _ROOT / 'docs', documents

@@ -15,21 +15,35 @@ TensorFlow.
 
 import argparse
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import tff_codist
+from tff_codist import config as config_lib
+from tff_codist import errors
 from tff_codist import files
 from tff_codist import tuning
 from tff_codist.program import command
 from tff_codist.tuning import designers
+from tff_codist.tuning import space as space_lib
+from tff_codist.tuning import study as study_lib
 
 
 def main(argv):
-  arguments, flags = _parser().parse_known_args(argv)
-  if arguments.search or flags:
-    study = _search(arguments, flags)
+  parser = _parser()
+  arguments, flags = parser.parse_known_args(argv)
+  options = vars(arguments)
+  _check_known(flags, parser)
+  if 'search' in options:
+    study = _search(flags, **options)
+  elif flags or set(options) > {'out'}:
+    raise errors.ConfigError(
+      f'options besides --out, but no --search, in {" ".join(argv)!r}',
+      expected='--out alone, which shows a study, or a whole command',
+      fix='leave the others out, or repeat the whole command with them',
+    )
   else:
     study = tuning.Study.load(arguments.out)
   files.write(study.path / 'trials.csv', tuning.trials_csv(study).encode())
@@ -41,26 +55,30 @@ def main(argv):
     print(f'\nThe best, on the test clients:\n{best}')
 
 
-def _search(arguments, flags):
+def _check_known(flags, parser):
+  """Raises `UnknownNameError` for a flag of neither bin/train.py nor this."""
+  known = {'--preset', '--quick', *re.findall(r'--\w+', parser.format_usage())}
+  for name, value in config_lib.flatten(config_lib.Config()).items():
+    known.add(f'--{name}')
+    if isinstance(value, bool):
+      known.add(space_lib.switch(name, False))
+  for flag in flags:
+    name = flag.partition('=')[0]
+    if name.startswith('--') and name not in known:
+      raise errors.UnknownNameError('flag', name, known)
+
+
+def _search(flags, *, trials=16, jobs=1, **options):
   """Runs a study as far as it has not run yet, and returns it."""
+  study_lib.check_above_0(trials=trials, jobs=jobs)
   tff_codist.check_installation()
 
   import baselines  # noqa: F401  Registers its algorithms.
   import tasks  # noqa: F401  Registers the tasks and their presets.
   from tff_codist.tuning import plan
 
-  study = plan.plan(
-    flags,
-    out=arguments.out,
-    search=arguments.search,
-    designer=arguments.designer,
-    metric=arguments.metric,
-    pools=arguments.pools,
-    last=arguments.last,
-    median_stopping=not arguments.nomedian_stopping,
-    min_trials=arguments.min_trials,
-  )
-  tuning.run_trials(study, num_trials=arguments.trials, jobs=arguments.jobs)
+  study = plan.plan(flags, **options)
+  tuning.run_trials(study, num_trials=trials, jobs=jobs)
   return study
 
 
@@ -69,6 +87,8 @@ def _parser():
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
+    # What is not given is not there; the defaults are those of the study.
+    argument_default=argparse.SUPPRESS,
   )
   parser.add_argument(
     '--out', required=True, metavar='DIR', help='folder of the study'
@@ -76,7 +96,6 @@ def _parser():
   parser.add_argument(
     '--search',
     action='append',
-    default=[],
     metavar='NAME=RANGE',
     help='a field and its values: log:LOW:HIGH, linear:LOW:HIGH, int:LOW:HIGH '
     'or v1,v2,...; NAME[POOL] is the value of one pool; give the flag again '
@@ -85,13 +104,11 @@ def _parser():
   parser.add_argument(
     '--trials',
     type=int,
-    default=16,
     metavar='N',
     help='trials in the end (default: 16)',
   )
   parser.add_argument(
     '--designer',
-    default='quasi_random',
     metavar='NAME',
     help='who suggests: '
     f'{", ".join(designers.designers.names())} (default: quasi_random); vizier '
@@ -99,7 +116,6 @@ def _parser():
   )
   parser.add_argument(
     '--metric',
-    default='accuracy',
     metavar='NAME',
     help='what is optimised, the end of a column eval/<pool>/NAME of '
     'metrics.csv (default: accuracy)',
@@ -113,27 +129,25 @@ def _parser():
   parser.add_argument(
     '--last',
     type=int,
-    default=3,
     metavar='N',
     help='evaluations in the mean at the end of a trial (default: 3)',
   )
   parser.add_argument(
     '--jobs',
     type=int,
-    default=1,
     metavar='N',
     help='trials that train at a time (default: 1)',
   )
   parser.add_argument(
     '--nomedian_stopping',
-    action='store_true',
+    action='store_false',
+    dest='median_stopping',
     help='train every trial to its end; otherwise one is stopped whose best '
     'value is below the median of the others',
   )
   parser.add_argument(
     '--min_trials',
     type=int,
-    default=5,
     metavar='N',
     help='completed trials before the first is stopped (default: 5)',
   )

@@ -24,3 +24,15 @@ def test_write_leaves_nothing_when_the_name_is_taken(tmp_path):
   with pytest.raises(errors.StorageError):
     files.write(tmp_path / 'table.csv', b'data')
   assert list(tmp_path.iterdir()) == [tmp_path / 'table.csv']
+
+
+def test_lock_keeps_others_out_until_it_ends(tmp_path):
+  folder = tmp_path / 'a' / 'b'
+  with (
+    files.lock(folder),
+    pytest.raises(errors.RunFolderError, match='another process'),
+    files.lock(folder),
+  ):
+    raise AssertionError('two locks')
+  with files.lock(folder):
+    assert folder.is_dir()

@@ -78,6 +78,8 @@ class CheckpointError(CodistError, RuntimeError):
 class StorageError(CodistError, OSError):
   """A file that could not be written, for example because the disk is full."""
 
+  exit_code = 3
+
 
 class EnvironmentSetupError(CodistError, RuntimeError):
   """A machine or installation on which the package cannot run."""

@@ -1,8 +1,10 @@
-"""Writing files so that a reader sees the old or the new content, whole."""
+"""Files that nobody sees half of, and folders for one process."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
 
 from tff_codist import errors
 
@@ -34,3 +36,39 @@ def write(path: os.PathLike, content: bytes) -> None:
       expected='a writable folder with free space',
       fix='free space or choose another folder, then start the command again',
     ) from error
+
+
+@contextlib.contextmanager
+def lock(folder: os.PathLike) -> Iterator[None]:
+  """Makes a folder and keeps other processes from working in it.
+
+  The system ends the lock with the process, also when it is killed.
+
+  Args:
+    folder: The folder.
+
+  Raises:
+    RunFolderError: If another process works in it.
+    StorageError: If the folder cannot be made.
+  """
+  try:
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+  except OSError as error:
+    raise errors.StorageError(
+      f'a folder {folder} that cannot be made ({error})',
+      expected='a folder that this user may write',
+      fix='choose another folder',
+    ) from error
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise errors.RunFolderError(
+        f'another process that works in {folder}',
+        expected='one process in a folder',
+        fix='wait for it, or choose another folder',
+      ) from error
+    yield
+  finally:
+    os.close(descriptor)

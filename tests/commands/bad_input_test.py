@@ -5,6 +5,7 @@ import pytest
 import tasks  # noqa: F401
 from tff_codist import errors
 from tff_codist import experiment
+from tff_codist import files
 from tff_codist.program import command_line
 from tff_codist.program import run_folder
 from tff_codist.program import training
@@ -134,7 +135,7 @@ def _parse(run_dir, *flags):
 def test_folder_in_which_another_process_trains_is_refused(tmp_path):
   run_dir = tmp_path / 'run'
   with (
-    run_folder.RunFolder(run_dir).lock(),
+    files.lock(run_dir),
     pytest.raises(errors.RunFolderError, match='another process'),
   ):
     training.train(_parse(run_dir), run_dir)

@@ -44,7 +44,6 @@ def _plan(tmp_path, *flags, search=(_RATES,), **settings):
     ([], {'search': ['periodic.steps=1,2']}, "with 'merged_codist'"),
     ([], {'search': ['server.optimizer=fedadam,fedadm']}, "use 'fedadam'"),
     ([], {'search': ['merged.steps=int:3:2']}, 'LOW below HIGH'),
-    ([], {'search': []}, 'without --search'),
     ([], {'pools': ['larg']}, "use 'large'"),
     ([], {'designer': 'gird'}, "use 'grid'"),
     ([], {'designer': 'grid'}, 'lists of values'),
@@ -119,6 +118,33 @@ def test_study_on_digits(tmp_path, capsys):
     _plan(tmp_path, last=1)
   with pytest.raises(errors.ConfigError, match='--trials 0'):
     tune(0)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--trials=32'], 'or repeat the whole command'),
+    (['--nomedian_stopping'], 'no --search'),
+    (['--preset=digits'], 'no --search'),
+    (['again'], 'no --search'),
+    (['--trails=3'], "use '--trials'"),
+    (['--search', _RATES, '--job=2'], "use '--jobs'"),
+    (['--search', _RATES, '--server.learning_rat=1'], "'--server.learning_rat"),
+    (['--search', _RATES, '--merged.nomatch_nor'], "'--merged.nomatch_norm'"),
+    # Before data is looked for, of which there is none.
+    (['--search', _RATES, '--trials=0', '--preset=cifar100'], '--trials 0'),
+    (['--search', _RATES, '--jobs=0', '--preset=cifar100'], '--jobs 0'),
+  ],
+)
+def test_wrong_options_are_one_sentence_and_write_nothing(
+  tmp_path, monkeypatch, flags, message
+):
+  monkeypatch.setenv('TFF_CODIST_DATA_DIR', str(tmp_path / 'none'))
+  main = runpy.run_path(_COMMAND)['main']
+  with pytest.raises(errors.ConfigError, match=message) as caught:
+    main([f'--out={tmp_path / "study"}', *flags])
+  assert '\n' not in str(caught.value)
+  assert not list(tmp_path.iterdir())
 
 
 def test_report_of_no_study(tmp_path):

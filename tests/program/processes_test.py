@@ -30,7 +30,11 @@ def test_yields_exit_codes_and_keeps_the_output(training):
   ]
   ended = {e.training: e.exit_code for e in processes.run(trainings, jobs=2)}
   assert ended == {trainings[0]: 0, trainings[1]: 3}
-  assert [t.log.read_text() for t in trainings] == ['hello\n', 'no\n']
+  for one, said in zip(trainings, ('hello\n', 'no\n')):
+    command, output = one.log.read_text().split('\n', 1)
+    assert command.startswith('$ ')
+    assert one.command[0] in command
+    assert output == said
 
 
 def test_takes_the_next_training_after_it_has_yielded_the_one_before(training):
@@ -55,7 +59,7 @@ def test_runs_no_more_than_jobs_at_a_time(training, tmp_path):
   ).format(str(tmp_path / 'live'))
   trainings = [training(name, code) for name in 'abcd']
   assert len(list(processes.run(trainings, jobs=2))) == 4
-  assert max(int(t.log.read_text()) for t in trainings) <= 2
+  assert max(int(t.log.read_text().splitlines()[-1]) for t in trainings) <= 2
 
 
 def test_watch_stops_a_training_once(training):
@@ -72,13 +76,22 @@ def test_watch_stops_a_training_once(training):
   one = training('one', code)
 
   def watch(running):
-    return 'ready' not in running.log.read_text()
+    return not running.log.read_text().endswith('ready\n')
 
   assert list(processes.run([one], jobs=1, watch=watch)) == [(one, 143)]
-  assert one.log.read_text() == 'ready\nasked\n'
+  assert one.log.read_text().endswith('\nready\nasked\n')
 
 
-def test_a_signal_stops_the_trainings_first(tmp_path):
+def _wait(holds):
+  deadline = time.monotonic() + 60
+  while not holds():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+@pytest.fixture
+def waiting(tmp_path):
+  """A process that runs a training that waits, and the training's log."""
   child = (
     'import signal, sys, time; '
     'end = lambda *_: (print("saved"), sys.exit(143)); '
@@ -94,19 +107,51 @@ def test_a_signal_stops_the_trainings_first(tmp_path):
     'try:\n'
     '  list(processes.run([one], jobs=1))\n'
     'except stopping.StopRequested as stopped:\n'
-    '  print("stopped by", stopped.signum)\n'
+    '  print("stopped by", stopped.signum, stopped.has_checkpoint)\n'
   )
   process = subprocess.Popen(
     [sys.executable, '-c', parent], stdout=subprocess.PIPE, text=True
   )
-  deadline = time.monotonic() + 60
-  while not (log.exists() and 'ready' in log.read_text()):
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  process.send_signal(signal.SIGINT)
+  _wait(lambda: log.exists() and log.read_text().endswith('ready\n'))
+  yield process, log
+  process.kill()
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_the_trainings_first(signum, waiting):
+  process, log = waiting
+  process.send_signal(signum)
   out, _ = process.communicate(timeout=60)
-  assert out == f'stopped by {int(signal.SIGINT)}\n'
-  assert log.read_text() == 'ready\nsaved\n'
+  assert out == f'stopped by {int(signum)} True\n'
+  assert log.read_text().endswith('\nready\nsaved\n')
+
+
+def test_kill_stops_the_trainings_too(waiting):
+  process, log = waiting
+  process.kill()
+  process.communicate(timeout=60)
+  _wait(lambda: log.read_text().endswith('\nready\nsaved\n'))
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    (
+      '$ a\nround 1\nerror: Found x.\nAttributeError: late\n',
+      'error: Found x.',
+    ),
+    ('$ a\nTraceback\nKeyError: 1\n\n', 'KeyError: 1'),
+    ('$ a\nerror: Found x.\n$ a\nround 2\n', 'round 2'),
+    ('$ a\n', ''),
+  ],
+)
+def test_last_words(text, words, tmp_path):
+  (tmp_path / 'log').write_text(text)
+  assert processes.last_words(tmp_path / 'log') == words
+
+
+def test_last_words_without_a_log(tmp_path):
+  assert processes.last_words(tmp_path / 'log') == ''
 
 
 def test_train_command_is_this_clones():

@@ -63,12 +63,17 @@ def test_disk_without_room_is_an_error_with_both_sizes(tmp_path, monkeypatch):
 
 
 def test_rates_of_an_earlier_call_are_kept(tmp_path):
-  text = json.dumps({'fed_avg': _RATE._asdict()})
+  text = json.dumps({'jobs': 1, 'rates': {'fed_avg': _RATE._asdict()}})
   (tmp_path / 'rates.json').write_text(text)
   assert rates.measure([], {}, out_dir=tmp_path, jobs=1) == {'fed_avg': _RATE}
+  # Those of one training at a time say nothing of two.
+  assert rates.measure([], {}, out_dir=tmp_path, jobs=2) == {}
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"fed_avg": {"start": 1}}'])
+@pytest.mark.parametrize(
+  'text',
+  ['{', '[]', '{"jobs": 1}', '{"jobs": 1, "rates": {"fed_avg": {"start": 1}}}'],
+)
 def test_damaged_rates(tmp_path, text):
   (tmp_path / 'rates.json').write_text(text)
   with pytest.raises(errors.RunFolderError, match='damaged'):

@@ -1,3 +1,5 @@
+import dataclasses
+import html
 import json
 import math
 import re
@@ -81,8 +83,12 @@ def test_csv_has_means_errors_gains_and_their_test(made, tmp_path):
 
 def test_csv_is_read_back_as_it_was_written(made, tmp_path):
   _, path, _ = _write(made, tmp_path)
-  text = path.read_text()
-  assert report.to_csv(report.from_csv(text)) == text
+  results = report.from_csv(path.read_text())
+  results.append(dataclasses.replace(results[0], mean=math.inf, error=1.0))
+  text = report.to_csv(results)
+  assert report.from_csv(text) == results
+  assert type(report.from_csv(text)[-1].error) is float
+  assert type(report.from_csv(text)[-1].n) is int
 
 
 def test_markdown_table_is_made_from_the_csv_file_alone(made, tmp_path):
@@ -110,9 +116,11 @@ def test_published_gain_without_published_values(made, tmp_path):
 
 def test_missing_runs_are_named_with_the_reason(made, tmp_path):
   cell = reproduction.Cell(made[0].rows[2], 1, tmp_path)
-  markdown, _, page = _write(made, tmp_path, {cell: 'failed: no reason'})
-  assert '* periodic, seed 1: failed: no reason\n' in markdown.read_text()
-  assert 'periodic, seed 1: failed: no reason' in page.read_text()
+  why = 'failed: __enter__ <b> src="plots/none.png"'
+  markdown, _, page = _write(made, tmp_path, {cell: why})
+  assert f'* periodic, seed 1: `{why}`\n' in markdown.read_text()
+  escaped = html.escape(why, quote=False)
+  assert f'periodic, seed 1: <code>{escaped}</code>' in page.read_text()
 
 
 def test_report_of_no_finished_run(made, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 import tasks  # noqa: F401  Registers digits.
 from tff_codist import errors
+from tff_codist import files
 from tff_codist import registry
 from tff_codist import reproduction
 from tff_codist.reproduction import report
@@ -56,7 +57,7 @@ def _reproduce(out_dir, **changes):
   }
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(table, 'tables', _TABLES)
-    runner.reproduce(arguments.pop('name'), **arguments)
+    return runner.reproduce(arguments.pop('name'), **arguments)
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +82,7 @@ def test_one_run_finishes_and_the_other_is_reported_as_failed(trained):
 
 
 def test_rates_were_measured_before(trained):
-  rates = json.loads((trained[0] / 'rates.json').read_text())
+  rates = json.loads((trained[0] / 'rates.json').read_text())['rates']
   assert set(rates) == {'fed_avg'}
   assert rates['fed_avg']['round_seconds'] > 0
   assert rates['fed_avg']['checkpoint_bytes'] > 1000
@@ -94,7 +95,12 @@ def test_finished_runs_are_kept_and_a_report_trains_nothing(
   out_dir, _ = trained
   monkeypatch.setattr(runner.processes, 'run', None)
   before = (out_dir / 'report.csv').read_bytes()
-  _reproduce(out_dir, scale='machine', num_seeds=2, report_only=True)
+  missing = _reproduce(out_dir, scale='machine', num_seeds=2, report_only=True)
+  assert [cell.name for cell in missing] == [
+    'no_list, seed 1',
+    'fed_avg, seed 2',
+    'no_list, seed 2',
+  ]
   assert (out_dir / 'report.csv').read_bytes() == before
   printed = capsys.readouterr().out
   assert 'fed_avg, seed 2: not finished, 0 rounds' in printed
@@ -123,6 +129,42 @@ def test_folder_of_another_table(trained):
     _reproduce(trained[0])
 
 
+def test_default_is_as_many_seeds_as_the_folder_has(trained, tmp_path, capsys):
+  out_dir = tmp_path / 'out'
+  shutil.copytree(trained[0], out_dir)
+  for seed in (2, 3, 4):
+    folder = out_dir / 'runs' / f'fed_avg_{seed}'
+    shutil.copytree(out_dir / 'runs' / 'fed_avg_1', folder)
+    path = folder / 'config.json'
+    path.write_text(path.read_text().replace('"seed": 1', f'"seed": {seed}'))
+  about = {'scale': 'machine', 'report_only': True}
+  _reproduce(out_dir, **about)
+  assert report.from_csv((out_dir / 'report.csv').read_text())[0].n == 4
+  capsys.readouterr()
+  _reproduce(out_dir, num_seeds=2, **about)
+  assert 'Not in this report: seeds 3, 4.' in capsys.readouterr().out
+
+
+def test_report_of_a_folder_without_a_table(tmp_path):
+  with pytest.raises(errors.RunFolderError, match='no table in'):
+    _reproduce(tmp_path / 'out', report_only=True)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_folder_that_another_process_works_in(trained):
+  with (
+    files.lock(trained[0]),
+    pytest.raises(errors.RunFolderError, match='another process'),
+  ):
+    _reproduce(trained[0], scale='machine', num_seeds=1)
+
+
+def test_folder_below_a_file(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(errors.RunFolderError, match='something else'):
+    _reproduce(tmp_path / 'file' / 'out')
+
+
 def test_folder_with_something_else(tmp_path):
   (tmp_path / 'letter.txt').touch()
   with pytest.raises(errors.RunFolderError, match='something else'):
@@ -145,9 +187,9 @@ def test_disk_without_room(trained, tmp_path, monkeypatch):
   shutil.copy(trained[0] / 'table.json', out_dir)
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
-  rates = json.loads((out_dir / 'rates.json').read_text())
-  rates['no_list'] = rates['fed_avg']
-  (out_dir / 'rates.json').write_text(json.dumps(rates))
+  content = json.loads((out_dir / 'rates.json').read_text())
+  content['rates']['no_list'] = content['rates']['fed_avg']
+  (out_dir / 'rates.json').write_text(json.dumps(content))
   with pytest.raises(errors.StorageError, match='for the planned runs'):
     _reproduce(out_dir, scale='machine')
   assert not (out_dir / 'runs').exists()

@@ -6,16 +6,20 @@ import pytest
 
 from tff_codist import config as config_lib
 from tff_codist import tuning
+from tff_codist.program import processes
 
 # Copies the run folder that is kept for its learning rate and ends as a
-# training that did that; without one it fails. `waits` goes on until it is told
-# to stop.
+# training that did that; without one it fails, and without DONE it goes on
+# until it is told to stop. What a run does after the copy, without a handler of
+# SIGTERM, may be in its after.py.
 _TRAIN = """
 import pathlib, shutil, signal, sys, time
 flags = dict(flag.split('=', 1) for flag in sys.argv[2:])
 kept = pathlib.Path(sys.argv[1]) / flags['--merged.learning_rate']
 assert flags['--program.evaluate_on'] == 'validation'
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+after = kept / 'after.py'
+if not after.exists():
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 print('trains with', kept.name, flush=True)
 if not kept.exists():
   print('error: Found a model that is not finite.')
@@ -24,8 +28,14 @@ if not kept.exists():
 if (kept / 'code').exists():
   print('error: Found no such thing.')
   sys.exit(int((kept / 'code').read_text()))
-shutil.copytree(kept, flags['--run_dir'], dirs_exist_ok=True)
-while not (kept / 'DONE').exists():
+run_dir = pathlib.Path(flags['--run_dir'])
+shutil.rmtree(run_dir, ignore_errors=True)
+# All at once: a reader sees no half of it.
+whole = shutil.copytree(kept, run_dir.with_suffix('.part'))
+whole.rename(run_dir)
+if after.exists():
+  exec(after.read_text())
+while not (run_dir / 'DONE').exists():
   time.sleep(0.05)
 """
 
@@ -35,14 +45,20 @@ def study(tmp_path):
   """Returns a function that makes a study in `tmp_path / 'study'`."""
 
   def make(
-    *search, trials=(), config=None, pools=('small', 'large'), **settings
+    *search,
+    trials=(),
+    config=None,
+    rounds=100,
+    pools=('small', 'large'),
+    **settings,
   ):
     """Makes a study.
 
     Args:
       *search: The parameters; by default a list of learning rates.
       trials: Learning rates that have been suggested.
-      config: The configuration; the default one without it.
+      config: The configuration; without it the default one, but for `rounds`.
+      rounds: Rounds of a trial.
       pools: Pools of the objective.
       **settings: Further settings.
     """
@@ -55,7 +71,9 @@ def study(tmp_path):
       ),
       config=config
       or config_lib.Config(
-        program=config_lib.ProgramConfig(evaluate_on='validation')
+        program=config_lib.ProgramConfig(
+          evaluate_on='validation', rounds=rounds
+        )
       ),
       flags=(),
     )
@@ -91,10 +109,13 @@ def keep(write_run, tmp_path):
 
 
 @pytest.fixture
-def train_command(tmp_path):
-  """The stand-in's command."""
+def train_command(tmp_path, monkeypatch):
+  """The stand-in's command; what it writes is seen soon."""
+  monkeypatch.setattr(processes, '_POLL_SECONDS', 0.05)
+  script = tmp_path / 'train.py'
+  script.write_text(_TRAIN)
   return lambda *flags: (
     sys.executable,
-    *('-c', _TRAIN, str(tmp_path / 'kept')),
+    *(str(script), str(tmp_path / 'kept')),
     *flags,
   )

@@ -40,7 +40,9 @@ def test_rounding_never_leaves_the_range():
 
 def test_choices():
   real, whole, listed = _parse(
-    'merged.learning_rate=linear:0:1', 'merged.steps=int:2:4', 'seed=7,5'
+    'merged.learning_rate=linear:0:1',
+    'merged.steps=int:2:4',
+    'periodic.steps=7,5',
   )
   assert real.choices is None
   assert whole.choices == ('2', '3', '4')
@@ -99,7 +101,14 @@ def test_flags():
       ['privacy.clip=1,2', 'privacy.clip[large]=1,2'],
       'together with another',
     ),
-    (['program.evaluate_on=test,validation'], 'validation clients'),
+    (['program.evaluate_on=test,validation'], 'leave it out'),
+    (['program.evaluation_clients=5,10'], 'measured alike'),
+    (['program.evaluation_models=5,10'], 'measured alike'),
+    (['program.rounds_per_evaluation=int:1:9'], 'measured alike'),
+    (['program.rounds=10,20'], 'give --program.rounds one value'),
+    (['seed=int:1:9'], 'give --seed one value'),
+    (['task.validation_clients=5,10'], 'measured alike'),
+    (['text.vocab_size=100,200'], 'measured alike'),
   ],
 )
 def test_wrong_search_is_one_sentence(texts, message):

@@ -1,6 +1,7 @@
 """The folder of a study: what is another study, and what is none."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,7 +12,10 @@ from tff_codist import tuning
 
 def test_another_study_in_the_folder_is_refused_field_by_field(study):
   made = study(trials=('0.1',))
-  assert study().resume().trials == made.trials
+  made.record(tuning.Trial(2, {}, status='completed', value=0.5, rounds=1))
+  again = study()
+  again.resume()
+  assert again.trials == made.trials
   config = config_lib.change(
     made.config, server={'learning_rate': 0.5}, program={'rounds': 7}
   )
@@ -30,13 +34,30 @@ def test_another_study_in_the_folder_is_refused_field_by_field(study):
   assert caught.value.exit_code == 2
 
 
+def test_values_may_be_others_as_long_as_there_are_none(study):
+  made = study(trials=('0.1',), metric='acuracy')
+  other = study(metric='loss', pools=('small',), last=1)
+  other.resume()
+  assert other.trials == made.trials
+  assert other.settings.metric == 'loss'
+  with pytest.raises(errors.RunFolderError, match='designer: ') as caught:
+    study(designer='random', metric='loss').resume()
+  assert 'metric' not in caught.value.found
+  made.record(tuning.Trial(1, {}, status='infeasible', reason='nan'))
+  with pytest.raises(
+    errors.RunFolderError, match=r'metric: .*; pools: .*; last: '
+  ):
+    other.resume()
+
+
 def test_folder_with_something_else_is_refused(study, tmp_path):
   made = study()
-  assert made.resume() is made
+  made.resume()
   made.path.mkdir()
   # A kill while the first file was written leaves its temporary form.
   (made.path / '.study.json.123').touch()
-  assert made.resume() is made
+  made.resume()
+  assert not made.trials
   (made.path / 'thesis.tex').touch()
   with pytest.raises(errors.RunFolderError, match='something else'):
     made.resume()
@@ -91,3 +112,30 @@ def test_objective_is_the_mean_over_the_chosen_pools(study, write_run):
   assert list(rounds) == [4, 8]
   assert list(values) == pytest.approx([0.3, 0.6])
   assert made.series(2) is None
+
+
+def test_series_of_an_ended_trial_is_read_once_up_to_its_result(
+  study, write_run
+):
+  made = study(trials=('0.1',))
+  made.run_dir(1).parent.mkdir(parents=True)
+
+  def train(*rounds):
+    accuracies = [r / 10 for r in rounds]
+    shutil.rmtree(made.run_dir(1), ignore_errors=True)
+    write_run(
+      'study/trials/001',
+      rounds=rounds,
+      accuracies={'small': accuracies, 'large': accuracies},
+      done=False,
+    )
+
+  train(0, 4)
+  assert list(made.series(1)[0]) == [4]
+  train(0, 4, 6, 8)
+  assert list(made.series(1)[0]) == [4, 6, 8]
+  made.record(tuning.Trial(1, {}, status='stopped', value=0.6, rounds=6))
+  for _ in range(2):
+    rounds, values = made.series(1)
+    assert (list(rounds), list(values)) == ([4, 6], [0.4, 0.6])
+    train(0, 2)

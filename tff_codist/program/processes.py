@@ -5,7 +5,9 @@ one that fails fail alone.
 """
 
 import contextlib
+import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,16 @@ from typing import NamedTuple
 from tff_codist.program import stopping
 
 _POLL_SECONDS = 1.0
+# Before a command in a log.
+_PROMPT = '$ '
+# Becomes a command that gets SIGTERM when its parent dies, by kill -9 for
+# instance; PR_SET_PDEATHSIG is 1 in <linux/prctl.h>.
+_END_WITH_PARENT = (
+  'import ctypes, os, signal, sys; '
+  'ctypes.CDLL(None).prctl(1, signal.SIGTERM); '
+  'os.getppid() == int(sys.argv[1]) or sys.exit(1); '
+  'os.execv(sys.argv[2], sys.argv[2:])'
+)
 
 
 class Training(NamedTuple):
@@ -54,8 +66,9 @@ def run(
   """Runs trainings, some at a time, and yields each as it ends.
 
   The next training is taken only when there is room for it, so that it may
-  depend on those that have been yielded. SIGINT and SIGTERM stop the ones that
-  run; each writes a checkpoint, with which it goes on when it is run again.
+  depend on those that have been yielded. A signal, see `StopOnSignal`, or the
+  end of this process, however it comes, stops the ones that run; each writes a
+  checkpoint, with which it goes on when it is run again.
 
   Args:
     trainings: The trainings.
@@ -67,7 +80,8 @@ def run(
     The trainings in the order in which they end.
 
   Raises:
-    StopRequested: After SIGINT or SIGTERM, when all processes have ended.
+    StopRequested: After a signal, when all processes have ended; what they did
+      is in their checkpoints.
   """
   waiting = iter(trainings)
   running: dict[Training, subprocess.Popen] = {}
@@ -82,8 +96,12 @@ def run(
           is_exhausted = True
         else:
           running[training] = _start(training)
-      with stop.interruptible():
-        time.sleep(_POLL_SECONDS if running else 0)
+      try:
+        with stop.interruptible():
+          time.sleep(_POLL_SECONDS if running else 0)
+      except stopping.StopRequested as stopped_here:
+        stopped_here.has_checkpoint = True
+        raise
       for training, process in list(running.items()):
         if process.poll() is not None:
           del running[training]
@@ -103,12 +121,39 @@ def train_command(*flags: str) -> tuple[str, ...]:
   return (sys.executable, str(script), *flags)
 
 
+def last_words(log: pathlib.Path) -> str:
+  """Returns the line of a log that says why a training ended.
+
+  Of its last start, the last error of this package, after which libraries may
+  still print; else the last line, as of a traceback.
+
+  Args:
+    log: The file; it may be missing.
+  """
+  if not log.exists():
+    return ''
+  lines: list[str] = []
+  for line in log.read_text(errors='replace').splitlines():
+    if line.startswith(_PROMPT):
+      lines = []  # The file is appended to; here begins a later start.
+    elif line.strip():
+      lines.append(line.strip())
+  own = [line for line in lines if line.startswith('error: ')]
+  return (own or lines or [''])[-1]
+
+
 def _start(training: Training) -> subprocess.Popen:
   training.log.parent.mkdir(parents=True, exist_ok=True)
   with open(training.log, 'ab') as log:
+    log.write(f'{_PROMPT}{shlex.join(training.command)}\n'.encode())
+    log.flush()
     # A session of its own: Ctrl-C reaches it once, through this process.
     return subprocess.Popen(
-      training.command,
+      [
+        *(sys.executable, '-I', '-S', '-c', _END_WITH_PARENT),
+        f'{os.getpid()}',
+        *training.command,
+      ],
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,

@@ -1,8 +1,6 @@
 """The folder of one run: what it belongs to and whether it is finished."""
 
-import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,7 +8,6 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 
 from tff_codist import config as config_lib
 from tff_codist import errors
@@ -121,37 +118,6 @@ class RunFolder:
         fix='choose another --run_dir',
       ) from error
     return False
-
-  @contextlib.contextmanager
-  def lock(self) -> Iterator[None]:
-    """Makes the folder and keeps other processes from training in it.
-
-    The system ends the lock with the process, also when it is killed.
-
-    Raises:
-      RunFolderError: If another process trains in it.
-      StorageError: If the folder cannot be made.
-    """
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      descriptor = os.open(self.path, os.O_RDONLY)
-    except OSError as error:
-      raise errors.StorageError(
-        f'a run folder {self.path} that cannot be made ({error})',
-        expected='a folder that this user may write',
-        fix='choose another --run_dir',
-      ) from error
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield
-    except BlockingIOError as error:
-      raise errors.RunFolderError(
-        f'another process that trains in {self.path}',
-        expected='one process in a run folder',
-        fix='wait for it, or choose another --run_dir',
-      ) from error
-    finally:
-      os.close(descriptor)
 
   def start(
     self, experiment: experiment_lib.Experiment, *, command: str

@@ -1,4 +1,4 @@
-"""Ending a run on Ctrl-C or SIGTERM without losing its last round."""
+"""Ending a run on a signal without losing its last round."""
 
 import contextlib
 import signal
@@ -20,19 +20,25 @@ class StopRequested(BaseException):
 
 
 class StopOnSignal(contextlib.AbstractContextManager):
-  """Turns SIGINT and SIGTERM into `StopRequested` at points that allow it.
+  """Turns signals into `StopRequested` at points that allow it.
+
+  SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a terminal or connection that closes),
+  unless that is ignored, as under nohup.
 
   A signal ends a round at once, since the state before it is a value that is
   still there; while files are written it waits until they are.
   """
 
-  _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+  _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
   def __enter__(self) -> 'StopOnSignal':
     self._requested: int = 0
     self._is_interruptible = False
     self._previous = {
-      signum: signal.signal(signum, self._handle) for signum in self._SIGNALS
+      signum: signal.signal(signum, self._handle)
+      for signum in self._SIGNALS
+      if signum != signal.SIGHUP
+      or signal.getsignal(signum) is not signal.SIG_IGN
     }
     return self
 

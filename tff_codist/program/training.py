@@ -66,7 +66,7 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
       experiment = experiment_lib.build_experiment(config, client_store=store)
       ledger = ledger_lib.open_ledger(experiment.pools, config)
     context = runtime.install(config.runtime.name, **config.runtime.options)
-    with context, folder.lock():
+    with context, files.lock(folder.path):
       folder.start(experiment, command=shlex.join(sys.argv))
       try:
         _run_rounds(experiment, ledger, folder, stop)

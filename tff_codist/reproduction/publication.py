@@ -53,23 +53,24 @@ def publish(
       fix='give --out of the table, or reproduce it first',
     )
   folder = docs / name
-  if (folder / 'plots').exists():
-    shutil.rmtree(folder / 'plots')
-  for path in (
-    out_dir / 'report.md',
-    out_dir / 'report.csv',
-    *(out_dir / 'plots').glob('*.png'),
-  ):
-    files.write(folder / path.relative_to(out_dir), path.read_bytes())
-  changed = []
+  if folder.resolve() != out_dir.resolve():
+    if (folder / 'plots').exists():
+      shutil.rmtree(folder / 'plots')
+    for path in (
+      out_dir / 'report.md',
+      out_dir / 'report.csv',
+      *(out_dir / 'plots').glob('*.png'),
+    ):
+      files.write(folder / path.relative_to(out_dir), path.read_bytes())
+  marked = []
   for document in documents:
     old = document.read_text()
     new = refresh(old, lambda table: docs / table / 'report.csv', only=name)
     if new != old:
       files.write(document, new.encode())
     if any(match['table'] == name for match in _BLOCK.finditer(new)):
-      changed.append(document)
-  return changed
+      marked.append(document)
+  return marked
 
 
 def refresh(

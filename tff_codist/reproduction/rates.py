@@ -1,16 +1,19 @@
 """How long the runs of a table will take, and how much disk.
 
 Measured by a training of a few rounds for each row, and kept in `rates.json`.
+Client stores, which some methods fill for many rounds, count as far as that.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from tff_codist import config as config_lib
 from tff_codist import errors
@@ -23,10 +26,11 @@ from tff_codist.reproduction import table as table_lib
 # clients to train at a time.
 _ROUNDS = 5
 _SKIPPED_ROUNDS = 2
-# What makes every round of a measurement an exchange.
-_ALWAYS_EXCHANGE = {
+# What brings exchanges into the rounds of a measurement, a first one that
+# compiles and a later one.
+_EARLY_EXCHANGE = {
   'merged_codist': {'merged.warmup_rounds': 0},
-  'periodic_codist': {'periodic.period': 1},
+  'periodic_codist': {'periodic.period': 2},
 }
 
 
@@ -69,7 +73,7 @@ class Rate(NamedTuple):
     )
 
   def num_bytes(self, config: config_lib.Config) -> float:
-    """Returns the bytes of a run folder, at most."""
+    """Returns about the bytes of a run folder."""
     return self.checkpoint_bytes * (config.program.checkpoints_kept + 1)
 
 
@@ -89,14 +93,14 @@ def measure(
     jobs: Trainings at a time, as the runs will have it, at least 1.
 
   Returns:
-    By row. A row whose training fails has none: its runs will fail as well.
+    By row. A row whose training fails has none.
 
   Raises:
     StopRequested: After SIGINT or SIGTERM.
     StorageError: If `rates.json` cannot be written.
   """
   path = out_dir / 'rates.json'
-  rates = _read(path)
+  rates = _read(path, jobs)
   rows = {cell.row.name: cell for cell in cells}
   unknown = {name: cell for name, cell in rows.items() if name not in rates}
   out_dir.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def measure(
           'program.rounds': _ROUNDS,
           'program.rounds_per_evaluation': _ROUNDS,
           'program.rounds_per_checkpoint': _ROUNDS,
-          **_ALWAYS_EXCHANGE.get(configs[cell].algorithm.name, {}),
+          **_EARLY_EXCHANGE.get(configs[cell].algorithm.name, {}),
         }
       )
       training = processes.Training(
@@ -124,15 +128,13 @@ def measure(
         started[training] = time.monotonic()
         yield training
 
-    for ended in processes.run(begin(), jobs=jobs):
-      if ended.exit_code == 0:
-        seconds = time.monotonic() - started[ended.training]
-        name = trainings[ended.training]
-        rates[name] = _rate(runs_lib.load_run(ended.training.run_dir), seconds)
-  files.write(
-    path,
-    json.dumps({n: r._asdict() for n, r in rates.items()}, indent=1).encode(),
-  )
+    with contextlib.closing(processes.run(begin(), jobs=jobs)) as running:
+      for ended in running:
+        if ended.exit_code == 0:
+          seconds = time.monotonic() - started[ended.training]
+          run = runs_lib.load_run(ended.training.run_dir)
+          rates[trainings[ended.training]] = _rate(run, seconds)
+          _write(path, rates, jobs)
   return rates
 
 
@@ -174,19 +176,20 @@ def _exchanges(config: config_lib.Config, rounds: int) -> int:
 
 
 def _rate(run: runs_lib.Run, seconds: float) -> Rate:
-  def median(name: str) -> float:
-    values = run.metrics[f'time/{name}_seconds'][1]
-    return float(statistics.median(values[_SKIPPED_ROUNDS:]))
-
-  name = run.algorithm
-  exchange = median('exchange') if name in _ALWAYS_EXCHANGE else 0.0
-  round_seconds = median('round') - exchange
+  whole = run.metrics['time/round_seconds'][1]
+  if run.algorithm in _EARLY_EXCHANGE:
+    exchanges = run.metrics['time/exchange_seconds'][1]
+  else:
+    exchanges = np.zeros_like(whole)
+  exchange = float(max(exchanges[_SKIPPED_ROUNDS:]))
+  round_seconds = float(np.median((whole - exchanges)[_SKIPPED_ROUNDS:]))
   rounds, evaluations = run.metrics['time/evaluation_seconds']
   return Rate(
     start_seconds=max(
       0.0,
       seconds
-      - run.last_round * (round_seconds + exchange)
+      - run.last_round * round_seconds
+      - float(exchanges.sum())
       - len(rounds) * float(evaluations[-1]),
     ),
     round_seconds=round_seconds,
@@ -198,12 +201,20 @@ def _rate(run: runs_lib.Run, seconds: float) -> Rate:
   )
 
 
-def _read(path: pathlib.Path) -> dict[str, Rate]:
+def _write(path: pathlib.Path, rates: Mapping[str, Rate], jobs: int) -> None:
+  content = {'jobs': jobs, 'rates': {n: r._asdict() for n, r in rates.items()}}
+  files.write(path, json.dumps(content, indent=1).encode())
+
+
+def _read(path: pathlib.Path, jobs: int) -> dict[str, Rate]:
+  """Returns the rates of earlier calls with as many trainings at a time."""
   if not path.exists():
     return {}
   try:
-    return {n: Rate(**r) for n, r in json.loads(path.read_text()).items()}
-  except (ValueError, TypeError, AttributeError) as error:
+    content = json.loads(path.read_text())
+    rates = {n: Rate(**r) for n, r in content['rates'].items()}
+    return rates if content['jobs'] == jobs else {}
+  except (ValueError, TypeError, AttributeError, KeyError) as error:
     raise errors.RunFolderError(
       f'a damaged {path}',
       expected='the rates as bin/reproduce.py wrote them',

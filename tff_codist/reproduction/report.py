@@ -15,6 +15,7 @@ import mimetypes
 import pathlib
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
@@ -174,7 +175,9 @@ def from_csv(text: str) -> list[Result]:
       return cell
     if not cell:
       return None
-    return json.loads(cell.lower())
+    if name == 'is_paired':
+      return cell == 'True'
+    return int(cell) if name == 'n' else float(cell)
 
   return [
     Result(**{name: value(name, cell) for name, cell in line.items()})
@@ -281,6 +284,8 @@ def _pictures(
   table: table_lib.Table, runs: Sequence[runs_lib.Run], out_dir: pathlib.Path
 ) -> list[pathlib.Path]:
   folder = out_dir / 'plots'
+  if folder.exists():
+    shutil.rmtree(folder)
   paths = []
   for metric in table.metrics:
     paths += plots.evaluations(runs, folder, metric=metric)
@@ -348,7 +353,7 @@ def _markdown(
     lines += ['']
   if missing:
     lines += ['## Runs that are not in the table', '']
-    lines += [f'* {cell.name}: {why}' for cell, why in missing.items()]
+    lines += [f'* {cell.name}: `{why}`' for cell, why in missing.items()]
     lines += ['']
   for path in pictures:
     lines += [f'![{path.stem.replace("_", " ")}](plots/{path.name})', '']
@@ -384,7 +389,187 @@ def _costs(
       ]
       cells.append(rates.in_words(sum(seconds) / len(seconds)))
       lines.append(cells)
-  header = ('run', 'pool', 'downlink, MB', 'uplink, MB', 'time of a run')
+  header = ('run', 'pool', 'down, MB', 'up, MB', 'rounds and evaluations')
+  return _pipes(header, lines)
+
+
+def _place(table: table_lib.Table):
+  names = [row.name for row in table.rows]
+  return lambda cell: (names.index(cell.row.name), cell.seed)
+
+
+def _result(
+  compared: comparison.Comparison,
+  row: table_lib.Row,
+  published_gain: Optional[float],
+  table: table_lib.Table,
+  runs: Sequence[runs_lib.Run],
+) -> Result:
+  scale = 100.0 if metrics_lib.is_fraction(compared.metric) else 1.0
+
+  def scaled(value: Optional[float]) -> Optional[float]:
+    return None if value is None else scale * value
+
+  group = groups_lib.group_runs(runs)[compared.setting]
+  values = [
+    scale
+    * comparison.last_evaluations(
+      run, compared.pool, last=table.last, metric=compared.metric
+    ).mean()
+    for run in group
+    if run.evaluations(compared.pool, compared.metric)
+  ]
+  n = len(compared.seeds)
+  return Result(
+    metric=compared.metric,
+    pool=compared.pool,
+    model=compared.model,
+    setting=compared.setting.label,
+    n=n,
+    mean=scale * compared.mean,
+    error=None
+    if compared.spread is None
+    else scale * compared.spread / math.sqrt(n),
+    published=row.published.get((compared.metric, compared.pool)),
+    gain=scaled(compared.difference),
+    gain_error=scaled(compared.standard_error),
+    p_value=compared.p_value,
+    is_paired=compared.is_paired,
+    published_gain=published_gain,
+    values=' '.join(f'{value:.6g}' for value in values),
+  )
+
+
+def _published_gain(
+  table: table_lib.Table, row: table_lib.Row, key: tuple[str, str]
+) -> Optional[float]:
+  """Returns the source's difference to the baseline, if it has one."""
+  if key in row.published_gain:
+    return row.published_gain[key]
+  baseline = next(
+    (r for r in table.rows if (r.label or r.name) == groups_lib.BASELINE), row
+  )
+  if baseline is row or not {key} <= row.published.keys() & baseline.published:
+    return None
+  return row.published[key] - baseline.published[key]
+
+
+def _pictures(
+  table: table_lib.Table, runs: Sequence[runs_lib.Run], out_dir: pathlib.Path
+) -> list[pathlib.Path]:
+  folder = out_dir / 'plots'
+  if folder.exists():
+    shutil.rmtree(folder)
+  paths = []
+  for metric in table.metrics:
+    paths += plots.evaluations(runs, folder, metric=metric)
+  main = table.metrics[0]
+  paths += plots.agreement(runs, folder)
+  paths += plots.communication(runs, folder, metric=main)
+  paths += plots.privacy_against_utility(
+    runs, folder, last=table.last, metric=main
+  )
+  merged = [r for r in runs if 'exchange/agreement_kl' in r.metrics]
+  for run in merged:
+    norms = plots.norms(run, folder)
+    if norms:
+      paths += norms
+      break
+  widest = max(runs, key=lambda run: len(run.pool_names))
+  paths += pool_plots.plot_membership(
+    widest.pools, folder, task=widest.task, seed=widest.seed
+  )
+  return paths
+
+
+def _markdown(
+  name: str,
+  table: table_lib.Table,
+  runs: Mapping[table_lib.Cell, runs_lib.Run],
+  results: Sequence[Result],
+  pictures: Sequence[pathlib.Path],
+  missing: Mapping[table_lib.Cell, str],
+  command: str,
+) -> str:
+  lines = [
+    f'# {table.title}',
+    '',
+    f'Source: {table.source}',
+    '',
+    table.claim,
+    '',
+    f'Chosen here: {table.choices}',
+    '',
+    f'    {command}',
+    '',
+  ]
+  for metric in table.metrics:
+    if not results:
+      break
+    unit = ' in percent' if metrics_lib.is_fraction(metric) else ''
+    lines += [
+      f'## {metrics_lib.title(metric)}',
+      '',
+      f'{metrics_lib.title(metric)}{unit}, mean over the last {table.last} '
+      'evaluations of each run, ± its standard error over the n seeds. Gain: '
+      f'difference to `{groups_lib.BASELINE}`, over pairs of runs with the '
+      'same seed where both have the same seeds; p: the t-test of the pairs, '
+      "else Welch's, two-sided.",
+      '',
+      results_table(results, metric),
+      '',
+    ]
+  if runs:
+    ordered = [runs[cell] for cell in sorted(runs, key=_place(table))]
+    rows = comparison.compare(ordered, last=table.last, metric=table.metrics[0])
+    for note in tables_lib.notes(ordered, rows, table.last):
+      lines += [f'* {note}']
+    lines += ['']
+  if missing:
+    lines += ['## Runs that are not in the table', '']
+    lines += [f'* {cell.name}: `{why}`' for cell, why in missing.items()]
+    lines += ['']
+  for path in pictures:
+    lines += [f'![{path.stem.replace("_", " ")}](plots/{path.name})', '']
+  if runs:
+    lines += ['## Costs', '', _costs(table, runs), '']
+    lines += ['## Commands', '']
+    lines += [
+      f'    bin/train.py {shlex.join(table_lib.render(row.flags))}'
+      for row in table.rows
+    ]
+    lines += ['', f'with `--seed` and `--run_dir`. {_environment(runs)}', '']
+  return '\n'.join(lines)
+
+
+def _costs(
+  table: table_lib.Table, runs: Mapping[table_lib.Cell, runs_lib.Run]
+) -> str:
+  """Returns what the runs cost: means over the seeds."""
+  lines = []
+  for row in table.rows:
+    group = [run for cell, run in runs.items() if cell.row.name == row.name]
+    if not group:
+      continue
+    for pool in group[0].pool_names:
+      cells = [f'`{row.name}`', pool]
+      for way in ('downlink', 'uplink'):
+        column = f'cost/{pool}/{way}_bytes'
+        total = [_sum(run, column) for run in group]
+        cells.append(f'{sum(total) / len(total) / _BYTES_PER_MEGABYTE:,.1f}')
+      seconds = [
+        _sum(run, 'time/round_seconds') + _sum(run, 'time/evaluation_seconds')
+        for run in group
+      ]
+      cells.append(rates.in_words(sum(seconds) / len(seconds)))
+      lines.append(cells)
+  header = (
+    'run',
+    'pool',
+    'downlink, MB',
+    'uplink, MB',
+    'rounds and evaluations',
+  )
   return _pipes(header, lines)
 
 
@@ -425,12 +610,12 @@ def _page(title: str, text: str, folder: pathlib.Path) -> str:
   body = converter.convert(text)
 
   def inline(match: re.Match) -> str:
-    path = folder / html.unescape(match[1])
+    path = folder / html.unescape(match[2])
     kind = mimetypes.guess_type(path.name)[0]
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'src="data:{kind};base64,{data}"'
+    return f'{match[1]}src="data:{kind};base64,{data}"'
 
-  body = re.sub(r'src="([^"]+)"', inline, body)
+  body = re.sub(r'(<img [^>]*)src="([^"]+)"', inline, body)
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width">\n'

@@ -1,5 +1,6 @@
 """Training the runs of a table, and reporting them."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -19,8 +20,6 @@ from tff_codist.reproduction import rates as rates_lib
 from tff_codist.reproduction import report
 from tff_codist.reproduction import table as table_lib
 
-_DEFAULT_SEEDS = {'quick': 1}
-
 
 def reproduce(
   name: str,
@@ -30,30 +29,39 @@ def reproduce(
   jobs: int,
   out_dir: pathlib.Path,
   report_only: bool = False,
-) -> None:
+) -> tuple[table_lib.Cell, ...]:
   """Trains what is missing of a table, prints and writes its report.
 
   Args:
     name: Name of the table.
     scale: One of `SCALES`.
-    num_seeds: Seeds 1, 2, ... of each row; None is 3, or 1 if `quick`.
+    num_seeds: Seeds 1, 2, ... of each row; None is 3, or 1 if `quick`, or as
+      many as the folder has if it has more.
     jobs: Trainings at a time.
     out_dir: The folder of the table; new, empty or of the same table and scale.
     report_only: Whether nothing is trained.
 
+  Returns:
+    The runs that have not finished, and are not in the report.
+
   Raises:
     UnknownNameError: If there is no such table or scale.
     ConfigError: If a number is not positive, or a row cannot be run.
-    RunFolderError: If the folder belongs to something else; nothing is written.
+    RunFolderError: If the folder belongs to something else, or another process
+      works in it; nothing is written.
     StorageError: If the disk has no room for the planned runs.
     FailedRunsError: If runs failed; the report is there.
-    StopRequested: After SIGINT or SIGTERM.
+    StopRequested: After a signal, see `processes.run`.
   """
   table_fn = table_lib.tables[name]
   if scale not in table_lib.SCALES:
     raise errors.UnknownNameError('scale', scale, table_lib.SCALES)
+  seeds_there = {
+    int(path.parent.name.rpartition('_')[2])
+    for path in (out_dir / 'runs').glob('*_*/config.json')
+  }
   if num_seeds is None:
-    num_seeds = _DEFAULT_SEEDS.get(scale, 3)
+    num_seeds = max({1 if scale == 'quick' else 3, *seeds_there})
   for flag, value in (('seeds', num_seeds), ('jobs', jobs)):
     if value < 1:
       raise errors.ConfigError(
@@ -62,7 +70,7 @@ def reproduce(
   table = table_fn(scale)
   cells = table_lib.cells(table, num_seeds=num_seeds, out_dir=out_dir)
   configs = {cell: _config(cell) for cell in cells}
-  _check_folder(out_dir, name, scale)
+  _check_folder(out_dir, name, scale, must_exist=report_only)
   pending = []
   for cell, config in configs.items():
     folder = run_folder.RunFolder(cell.run_dir)
@@ -70,26 +78,48 @@ def reproduce(
     if not folder.is_done:
       pending.append(cell)
   codes: dict[table_lib.Cell, int] = {}
-  if pending and not report_only:
-    files.write(
-      out_dir / 'table.json',
-      json.dumps({'table': name, 'scale': scale}).encode(),
+  with files.lock(out_dir):
+    if pending and not report_only:
+      files.write(
+        out_dir / 'table.json',
+        json.dumps({'table': name, 'scale': scale}).encode(),
+      )
+      configs = {cell: configs[cell] for cell in pending}
+      if scale == 'quick':
+        print(f'{len(pending)} of {len(cells)} runs to train.', flush=True)
+      else:
+        _announce(configs, len(cells), out_dir=out_dir, jobs=jobs)
+      codes = _train(configs, jobs=jobs)
+    missing = _report(name, table, cells, codes, scale=scale, out_dir=out_dir)
+  left_out = sorted(seed for seed in seeds_there if seed > num_seeds)
+  if left_out:
+    print(f'Not in this report: seeds {", ".join(map(str, left_out))}.')
+  failed = [cell for cell, code in codes.items() if code]
+  if failed:
+    raise errors.FailedRunsError(
+      f'{len(failed)} of {len(cells)} runs that failed: '
+      + ', '.join(cell.name for cell in failed),
+      expected='runs that finish',
+      fix='see their logs; the same command tries them again',
     )
-    configs = {cell: configs[cell] for cell in pending}
-    if scale == 'quick':
-      print(f'{len(pending)} of {len(cells)} runs to train.', flush=True)
-    else:
-      _announce(configs, len(cells), out_dir=out_dir, jobs=jobs)
-    codes = _train(configs, jobs=jobs)
-  _report(name, table, cells, codes, scale=scale, out_dir=out_dir)
+  return missing
 
 
 def _config(cell: table_lib.Cell) -> config_lib.Config:
   return command_line.parse(cell.flags(), description='').config
 
 
-def _check_folder(out_dir: pathlib.Path, name: str, scale: str) -> None:
-  """Checks that a folder is new, empty or of the same table and scale."""
+def _check_folder(
+  out_dir: pathlib.Path, name: str, scale: str, *, must_exist: bool
+) -> None:
+  """Checks that a folder is of the table and scale, or new or empty.
+
+  Args:
+    out_dir: The folder.
+    name: Name of the table.
+    scale: The scale.
+    must_exist: Whether it has to have the table already.
+  """
   path = out_dir / 'table.json'
   ours = {'table': name, 'scale': scale}
   if path.exists():
@@ -103,9 +133,21 @@ def _check_folder(out_dir: pathlib.Path, name: str, scale: str) -> None:
         expected=f'{ours}',
         fix='give another --out',
       )
-  elif out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    return
+  if must_exist:
     raise errors.RunFolderError(
-      f'{out_dir}, which holds something else than a table',
+      f'no table in {out_dir}',
+      expected='the --out of a table that has been trained',
+      fix='check the spelling, or leave out --report_only',
+    )
+  parent = next(p for p in (out_dir, *out_dir.parents) if p.exists())
+  # A kill while the first file was written leaves its temporary form.
+  if not parent.is_dir() or (
+    parent == out_dir
+    and any(not p.name.startswith('.table.json.') for p in parent.iterdir())
+  ):
+    raise errors.RunFolderError(
+      f'{parent}, which holds something else than a table',
       expected='a new or empty folder, or the folder of this table',
       fix='give another --out',
     )
@@ -122,6 +164,7 @@ def _announce(
   print('Measuring how long a round of each row takes.', flush=True)
   rates = rates_lib.measure(configs, configs, out_dir=out_dir, jobs=jobs)
   known = {c: config for c, config in configs.items() if c.row.name in rates}
+  failed = sorted({cell.row.name for cell in configs} - rates.keys())
   seconds = sum(
     rates[cell.row.name].seconds(config, rounds_done=_rounds_done(cell))
     for cell, config in known.items()
@@ -129,9 +172,10 @@ def _announce(
   rates_lib.check_disk(
     sum(rates[cell.row.name].num_bytes(c) for cell, c in known.items()), out_dir
   )
+  without = f', without {", ".join(failed)}, which failed' if failed else ''
   print(
     f'{len(configs)} of {num_cells} runs to train, {jobs} at a time: about '
-    f'{rates_lib.in_words(seconds / min(jobs, len(configs)))}.',
+    f'{rates_lib.in_words(seconds / min(jobs, len(configs)))}{without}.',
     flush=True,
   )
 
@@ -164,12 +208,15 @@ def _train(
       count(trainings[training])
       return True
 
-    for ended in processes.run(trainings, jobs=jobs, watch=watch):
-      cell = trainings[ended.training]
-      count(cell)
-      codes[cell] = ended.exit_code
-      if ended.exit_code:
-        bar.write(f'{cell.name} failed, see {cell.log}')
+    running = processes.run(trainings, jobs=jobs, watch=watch)
+    # Closing ends the trainings that are left, also after an error here.
+    with contextlib.closing(running):
+      for ended in running:
+        cell = trainings[ended.training]
+        count(cell)
+        codes[cell] = ended.exit_code
+        if ended.exit_code:
+          bar.write(f'{cell.name} failed, see {cell.log}')
   return codes
 
 
@@ -191,15 +238,14 @@ def _report(
   *,
   scale: str,
   out_dir: pathlib.Path,
-) -> None:
+) -> tuple[table_lib.Cell, ...]:
+  """Writes and prints the report; returns the runs that are not in it."""
   runs, missing = {}, {}
   for cell in cells:
     if run_folder.RunFolder(cell.run_dir).is_done:
       runs[cell] = runs_lib.load_run(cell.run_dir)
-    elif codes.get(cell) or _has_failed(cell):
-      missing[cell] = f'failed: {_last_line(cell.log)} (all in {cell.log})'
     else:
-      missing[cell] = f'not finished, {_rounds_done(cell)} rounds'
+      missing[cell] = _why_missing(cell, codes.get(cell))
   seeds = max(cell.seed for cell in cells)
   paths = report.write(
     name,
@@ -209,34 +255,23 @@ def _report(
     out_dir=out_dir,
     command=f'bin/reproduce.py {name} --scale {scale} --seeds {seeds}',
   )
+  results = report.from_csv((out_dir / 'report.csv').read_text())
   for metric in table.metrics:
     print(f'\n{metric}\n')
-    results = report.from_csv((out_dir / 'report.csv').read_text())
     print(report.results_table(results, metric))
   print()
   for cell, why in missing.items():
     print(f'{cell.name}: {why}')
   for path in paths:
     print(path)
-  failed = [cell for cell, code in codes.items() if code]
-  if failed:
-    raise errors.FailedRunsError(
-      f'{len(failed)} of {len(cells)} runs that failed: '
-      + ', '.join(cell.name for cell in failed),
-      expected='runs that finish',
-      fix='see their logs; the same command tries them again',
-    )
+  return tuple(missing)
 
 
-def _has_failed(cell: table_lib.Cell) -> bool:
-  """Returns whether a run's last training ended with an error."""
-  return (cell.run_dir / 'FAILED.txt').exists() or _last_line(
-    cell.log
-  ).startswith('error: ')
-
-
-def _last_line(path: pathlib.Path) -> str:
-  if not path.exists():
-    return ''
-  lines = path.read_text(errors='replace').strip().splitlines()
-  return lines[-1] if lines else 'without a word'
+def _why_missing(cell: table_lib.Cell, code: Optional[int]) -> str:
+  words = processes.last_words(cell.log)
+  has_failed = (cell.run_dir / 'FAILED.txt').exists()
+  if code or has_failed or words.startswith('error: '):
+    if code and code < 0:
+      words = f'killed by signal {-code}'
+    return f'failed: {words} (all in {cell.log})'
+  return f'not finished, {_rounds_done(cell)} rounds'

@@ -45,7 +45,7 @@ def plan(
   """
   # The trials need the devices.
   tf.config.set_visible_devices([], 'GPU')
-  _check_flags(flags, search)
+  _check_flags(flags)
   config = _parse([*flags, f'--{space_lib.EVALUATE_ON}=validation'])
   for pool in pools or ():
     if pool not in config.pools.names:
@@ -65,19 +65,13 @@ def plan(
       values = {**first, parameter.name: value}
       candidate = _parse(search_lib.trial_flags(study, values))
   search_lib.build_suggest(study)
-  resumed = study.resume()
-  if not resumed.trials:
+  study.resume()
+  if not study.trials:
     experiment.build_experiment(candidate)
-  return resumed
+  return study
 
 
-def _check_flags(flags: Sequence[str], search: Sequence[str]) -> None:
-  if not search:
-    raise errors.ConfigError(
-      'flags of bin/train.py without --search',
-      expected='at least one field that is searched',
-      fix='add --search NAME=log:LOW:HIGH, or give --out alone to see a study',
-    )
+def _check_flags(flags: Sequence[str]) -> None:
   given = [flag.partition('=')[0] for flag in flags]
   if f'--{space_lib.EVALUATE_ON}' in given:
     raise errors.ConfigError(

@@ -9,7 +9,6 @@ results.
 import contextlib
 import dataclasses
 import math
-import pathlib
 import shlex
 import signal
 import sys
@@ -19,15 +18,17 @@ from typing import Optional
 import tqdm
 
 from tff_codist import errors
+from tff_codist import files
 from tff_codist.program import processes
-from tff_codist.program import stopping as program_stopping
 from tff_codist.reports import metrics as metrics_lib
+from tff_codist.reports import runs as runs_lib
 from tff_codist.tuning import designers
 from tff_codist.tuning import space as space_lib
 from tff_codist.tuning import stopping
 from tff_codist.tuning import study as study_lib
 
-_STOPPED = 128 + signal.SIGTERM
+# How a training ends on the signal; the second while it still imports.
+_STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 def trial_flags(
@@ -50,11 +51,11 @@ def run_trials(
 ) -> None:
   """Runs the trials of a study that have not ended yet.
 
-  SIGINT and SIGTERM stop the trials that run, each with a checkpoint; the same
-  call later goes on with them.
+  A signal stops the trials that run, each with a checkpoint; the same call
+  later goes on with them. One process at a time works in the folder.
 
   Args:
-    study: The study, new or resumed.
+    study: The study, new or resumed; it takes over what its folder holds.
     num_trials: Trials that it has in the end, at least 1; fewer if the designer
       has no more.
     jobs: Trials that train at a time, at least 1.
@@ -63,20 +64,30 @@ def run_trials(
   Raises:
     ConfigError: If a number is too small, a trial's configuration is refused or
       its evaluations have no such metric.
-    EnvironmentSetupError: If the designer or the training cannot run here.
+    RunFolderError: If another process works in the folder, or it is another
+      study's.
+    EnvironmentSetupError: If the designer or the training cannot run here, as
+      on a full disk.
+    StorageError: If the study cannot be written.
     CodistError: If a trial was killed.
-    StopRequested: After SIGINT or SIGTERM.
+    StopRequested: After a signal.
   """
-  for name, value in (('trials', num_trials), ('jobs', jobs)):
-    if value < 1:
-      raise errors.ConfigError(
-        f'--{name} {value}',
-        expected='an integer above 0',
-        fix=f'correct --{name}',
-      )
+  study_lib.check_above_0(trials=num_trials, jobs=jobs)
+  with files.lock(study.path):
+    study.resume()
+    _run_trials(study, num_trials, jobs, train_command)
+
+
+def _run_trials(
+  study: study_lib.Study,
+  num_trials: int,
+  jobs: int,
+  train_command: Callable[..., tuple[str, ...]],
+) -> None:
   suggest = build_suggest(study)
   numbers: dict[processes.Training, int] = {}
-  stopped: dict[int, int] = {}
+  # By trial that the rule stops, the evaluations up to its round.
+  condemned: dict[int, runs_lib.Series] = {}
 
   def trainings() -> Iterator[processes.Training]:
     for number in range(1, num_trials + 1):
@@ -102,10 +113,10 @@ def run_trials(
 
   def goes_on(training: processes.Training) -> bool:
     number = numbers[training]
-    round_num = _round_to_stop(study, number)
-    if round_num is not None:
-      stopped[number] = round_num
-    return round_num is None
+    series = _series_to_stop(study, number)
+    if series is not None:
+      condemned[number] = series
+    return series is None
 
   with tqdm.tqdm(
     total=num_trials,
@@ -117,10 +128,10 @@ def run_trials(
   ) as bar:
     running = processes.run(trainings(), jobs=jobs, watch=goes_on)
     # Closing ends the processes that are left, also after an error here.
-    with contextlib.closing(running), _resumable():
+    with contextlib.closing(running):
       for ended in running:
         number = numbers[ended.training]
-        trial = _result(study, number, ended.exit_code, stopped.get(number))
+        trial = _result(study, number, ended.exit_code, condemned.get(number))
         study.record(trial)
         bar.update()
         bar.write(_line(study, trial), sys.stderr)
@@ -142,17 +153,13 @@ def build_suggest(study: study_lib.Study) -> designers.Suggest:
   )
 
 
-@contextlib.contextmanager
-def _resumable() -> Iterator[None]:
-  try:
-    yield
-  except program_stopping.StopRequested as request:
-    request.has_checkpoint = True  # `study.json`, and those of the trials.
-    raise
+def _series_to_stop(
+  study: study_lib.Study, number: int
+) -> Optional[runs_lib.Series]:
+  """Returns a trial's evaluations up to that at which the rule stops it.
 
-
-def _round_to_stop(study: study_lib.Study, number: int) -> Optional[int]:
-  """Returns the round at which the rule stops a trial, if it does."""
+  A trial that was trained to its planned end is left to save and draw.
+  """
   settings = study.settings
   completed = [t for t in study.ended if t.status == 'completed']
   own = study.series(number)
@@ -160,6 +167,8 @@ def _round_to_stop(study: study_lib.Study, number: int) -> Optional[int]:
     own is None
     or not settings.median_stopping
     or len(completed) < settings.min_trials
+    or own[0][-1] >= study.config.program.rounds
+    or study.is_done(number)
   ):
     return None
   others = [
@@ -168,34 +177,41 @@ def _round_to_stop(study: study_lib.Study, number: int) -> Optional[int]:
     if trial.number != number and trial.status != 'infeasible'
   ]
   sign = -1 if settings.is_better_if_lower else 1
-  return stopping.round_to_stop(
-    (own[0], sign * own[1]),
-    [(rounds, sign * values) for rounds, values in filter(None, others)],
+  rounds, values = own
+  round_num = stopping.round_to_stop(
+    (rounds, sign * values), [(r, sign * v) for r, v in filter(None, others)]
   )
+  if round_num is None:
+    return None
+  return rounds[rounds <= round_num], values[rounds <= round_num]
 
 
 def _result(
   study: study_lib.Study,
   number: int,
   exit_code: int,
-  stopped_at: Optional[int],
+  condemned: Optional[runs_lib.Series],
 ) -> study_lib.Trial:
-  """Returns what came of a trial whose process has ended."""
-  trial, log = study.trial(number), study.log(number)
-  if exit_code == 0:
-    status = 'completed'
-  elif exit_code == _STOPPED and stopped_at is not None:
-    status = 'stopped'
+  """Returns what came of a trial whose process has ended.
+
+  Args:
+    study: The study.
+    number: The trial.
+    exit_code: That of its process. It says nothing of a trial that is done,
+      which may be stopped, or fail, when it draws.
+    condemned: The evaluations up to that at which the rule stopped it, if it
+      did.
+  """
+  trial = study.trial(number)
+  if study.is_done(number):
+    status, (rounds, values) = 'completed', study.series(number)
+  elif condemned is not None and exit_code in _STOPPED:
+    status, (rounds, values) = 'stopped', condemned
   elif exit_code == 1:
-    return dataclasses.replace(
-      trial, status='infeasible', reason=_last_words(log)
-    )
+    reason = _last_words(study, number)
+    return dataclasses.replace(trial, status='infeasible', reason=reason)
   else:
-    raise _not_a_result(number, exit_code, log)
-  rounds, values = study.series(number)
-  if status == 'stopped':
-    # What it did before the signal came depends on the clock.
-    values, rounds = values[rounds <= stopped_at], rounds[rounds <= stopped_at]
+    raise _not_a_result(study, number, exit_code)
   value = float(values[-study.settings.last :].mean())
   if not math.isfinite(value):
     reason = f'{study.settings.metric} is {value}'
@@ -206,24 +222,22 @@ def _result(
 
 
 def _not_a_result(
-  number: int, exit_code: int, log: pathlib.Path
+  study: study_lib.Study, number: int, exit_code: int
 ) -> errors.CodistError:
   """Returns the error for a process that says nothing about its values."""
   kinds = {2: errors.ConfigError, 3: errors.EnvironmentSetupError}
   return kinds.get(exit_code, errors.CodistError)(
     f'trial {number} that ended with exit code {exit_code} '
-    f'({_last_words(log)})',
-    expected='a training that ends, fails in a round, or is stopped by the '
-    'study',
-    fix=f'see {log}; the same command then goes on with this trial',
+    f'({_last_words(study, number)})',
+    expected='a training that ends, fails because of its values, or is stopped '
+    'by the study',
+    fix=f'mend what {study.log(number)} says; the same command then goes on '
+    'with this trial',
   )
 
 
-def _last_words(log: pathlib.Path) -> str:
-  lines = log.read_text(errors='replace').strip().splitlines()
-  # Libraries may still print while the process ends.
-  said = [line for line in lines if line.startswith('error: ')] or lines
-  return said[-1].strip() if said else 'no output'
+def _last_words(study: study_lib.Study, number: int) -> str:
+  return processes.last_words(study.log(number)) or 'no output'
 
 
 def _line(study: study_lib.Study, trial: study_lib.Trial) -> str:

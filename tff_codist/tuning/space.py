@@ -20,6 +20,11 @@ _RANGES = ('log', 'linear', 'int')
 _DIGITS = 6
 # The field that decides on whom a trial is measured.
 EVALUATE_ON = 'program.evaluate_on'
+# Fields that change how long a trial trains, or on what and when it is
+# measured, and with that what its value means.
+_OF_THE_JUDGE = re.compile(
+  r'seed|(task|text)\..*|program\.(evaluat.*|rounds|rounds_per_evaluation)'
+)
 # Tuples whose values do not belong to the pools one by one.
 _NOT_PER_POOL = re.compile(r'pools\.(names|client_lists)|unlabelled\..*')
 _BOOLEANS = ('true', 'false')
@@ -95,8 +100,8 @@ def parse_space(texts: Sequence[str], config: config_lib.Config) -> Space:
 
   Raises:
     UnknownNameError: If a field or pool is unknown, with the nearest one.
-    ConfigError: If a range or list is empty or malformed, or a name is there
-      twice.
+    ConfigError: If a range or list is empty or malformed, a name is there
+      twice, or a field changes what the value of a trial means.
   """
   space = tuple(_parse(text, config) for text in texts)
   names = [parameter.name for parameter in space]
@@ -132,12 +137,16 @@ def flags(values: Mapping[str, str], config: config_lib.Config) -> list[str]:
       result.append(f'--{field}')
       result += [of_pools.get(p, str(value)) for p, value in others.items()]
     elif isinstance(fields[field], bool):
-      group, _, leaf = field.rpartition('.')
-      no = '' if of_pools[''] == 'true' else 'no'
-      result.append(f'--{group}.{no}{leaf}')
+      result.append(switch(field, of_pools[''] == 'true'))
     else:
       result.append(f'--{field}={of_pools[""]}')
   return result
+
+
+def switch(field: str, is_on: bool) -> str:
+  """Returns the flag that sets a field that is true or false."""
+  group, _, leaf = field.rpartition('.')
+  return f'--{group}.{"" if is_on else "no"}{leaf}'
 
 
 def _split(name: str) -> tuple[str, Optional[str]]:
@@ -153,12 +162,14 @@ def _parse(text: str, config: config_lib.Config) -> Parameter:
   field, pool, values = match.groups()
   if field not in fields:
     raise errors.UnknownNameError('field', field, fields)
-  if field == EVALUATE_ON:
+  if _OF_THE_JUDGE.fullmatch(field):
     raise errors.ConfigError(
       f'--search {field}',
-      expected='a field that changes the training: all trials are measured on '
-      'validation clients',
-      fix='leave it out',
+      expected='a field that changes the training alone: all trials train as '
+      'long and are measured alike, on validation clients',
+      fix='leave it out'
+      if field == EVALUATE_ON
+      else f'give --{field} one value, for all trials',
     )
   if pool is not None:
     if not isinstance(fields[field], tuple) or _NOT_PER_POOL.fullmatch(field):

@@ -22,6 +22,26 @@ from tff_codist.reports import metrics as metrics_lib
 from tff_codist.reports import runs as runs_lib
 
 STATUSES = ('running', 'completed', 'stopped', 'infeasible')
+# Settings that matter only when a trial ends.
+_OF_VALUES = ('metric', 'pools', 'last')
+
+
+def check_above_0(**numbers: int) -> None:
+  """Checks numbers of a command line.
+
+  Args:
+    **numbers: By flag, without its dashes.
+
+  Raises:
+    ConfigError: If one is below 1.
+  """
+  for name, number in numbers.items():
+    if number < 1:
+      raise errors.ConfigError(
+        f'--{name} {number}',
+        expected='an integer above 0',
+        fix=f'correct --{name}',
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +67,7 @@ class Settings:
   min_trials: int = 5
 
   def __post_init__(self):
-    for name in ('last', 'min_trials'):
-      if getattr(self, name) < 1:
-        raise errors.ConfigError(
-          f'--{name} {getattr(self, name)}',
-          expected='an integer above 0',
-          fix=f'correct --{name}',
-        )
+    check_above_0(last=self.last, min_trials=self.min_trials)
 
   @property
   def is_better_if_lower(self) -> bool:
@@ -109,6 +123,8 @@ class Study:
     self.config = config
     self.flags = tuple(flags)
     self._trials = {trial.number: trial for trial in trials}
+    # Of trials that have ended, which do not change any more.
+    self._series: dict[int, runs_lib.Series] = {}
 
   @classmethod
   def load(cls, path: os.PathLike) -> 'Study':
@@ -179,6 +195,10 @@ class Study:
     """Returns the run folder of a trial."""
     return self.path / 'trials' / f'{number:03d}'
 
+  def is_done(self, number: int) -> bool:
+    """Returns whether a trial was trained to its planned end."""
+    return (self.run_dir(number) / 'DONE').exists()
+
   def log(self, number: int) -> pathlib.Path:
     """Returns the file with what a trial's process printed."""
     return self.path / 'logs' / f'{number:03d}.txt'
@@ -200,8 +220,11 @@ class Study:
       _file(self.path), (json.dumps(content, indent=1) + '\n').encode()
     )
 
-  def resume(self) -> 'Study':
-    """Returns this study with the trials that its folder holds already.
+  def resume(self) -> None:
+    """Takes over the trials that the folder holds.
+
+    As long as none has ended, the metric, its pools and the number of
+    evaluations in it may be others than before.
 
     Raises:
       RunFolderError: If the folder belongs to another study, or holds something
@@ -209,12 +232,13 @@ class Study:
     """
     if not _file(self.path).exists():
       _check_empty(self.path)
-      return self
+      return
     there = Study.load(self.path)
     different = {
       name: (value, getattr(self.settings, name))
       for name, value in dataclasses.asdict(there.settings).items()
       if value != getattr(self.settings, name)
+      and (there.ended or name not in _OF_VALUES)
     }
     different |= config_lib.differences(there.config, self.config)
     if different:
@@ -227,7 +251,7 @@ class Study:
         expected='the same study, to go on with it',
         fix='choose another --out or leave those as they are there',
       )
-    return there
+    self._trials, self._series = there._trials, {}
 
   def series(self, number: int) -> Optional[runs_lib.Series]:
     """Returns the objective of a trial after each evaluation.
@@ -237,16 +261,30 @@ class Study:
 
     Returns:
       Rounds, from the first evaluation after round 0 on, and values, the mean
-      over the pools; `None` if there is no such evaluation yet.
+      over the pools; `None` if there is no such evaluation yet. Those of a
+      trial that has ended go up to the last that counts in its value: what a
+      stopped one still did before the signal came depends on the clock.
 
     Raises:
       ConfigError: If the evaluations have no such metric for a pool.
       RunFolderError: If the trial is done and its metrics cannot be read.
     """
+    if number in self._series:
+      return self._series[number]
+    series = self._read_series(number)
+    trial = self.trial(number)
+    if series is None or trial is None or trial.rounds is None:
+      return series
+    rounds, values = series
+    counts = rounds <= trial.rounds
+    self._series[number] = rounds[counts], values[counts]
+    return self._series[number]
+
+  def _read_series(self, number: int) -> Optional[runs_lib.Series]:
     try:
       run = runs_lib.load_run(self.run_dir(number))
     except errors.RunFolderError:
-      if (self.run_dir(number) / 'DONE').exists():
+      if self.is_done(number):
         raise
       return None  # Not yet evaluated, or a line is being written.
     runs_lib.check_metric([run], self.settings.metric)
