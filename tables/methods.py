@@ -64,11 +64,7 @@ def baselines(scale: str) -> reproduction.Table:
       ),
       row(
         'ds_fl',
-        **{
-          'ds_fl.temperature': 0.01,
-          'ds_fl.open_examples': open_examples,
-          'ds_fl.epochs': 2,
-        },
+        **{'ds_fl.open_examples': open_examples, 'ds_fl.epochs': 2},
       ),
       row('fd', **{'program.evaluation_models': models}),
     ),
