@@ -35,7 +35,8 @@ def test_entropy(linear, context):
   weights, x = linear.initialize(0), toys.make_examples(450, seed=5)['x']
   entropy = teachers.build_entropy(linear, _TYPE['x'], toys.make_task())
   assert str(entropy.type_signature) == (
-    '(<<float32[4,3],float32[3]>@SERVER,float32[?,4]@SERVER> -> float32@SERVER)'
+    '(<weights=<float32[4,3],float32[3]>@SERVER,x=float32[?,4]@SERVER> -> '
+    'float32@SERVER)'
   )
   p = _probs(weights, x)
   np.testing.assert_allclose(

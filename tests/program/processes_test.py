@@ -100,7 +100,9 @@ def waiting(tmp_path):
   )
   log = tmp_path / 'log'
   parent = (
-    f'import sys, pathlib; sys.path.insert(0, {str(_ROOT)!r})\n'
+    f'import signal, sys, pathlib; sys.path.insert(0, {str(_ROOT)!r})\n'
+    # The tests themselves may run under nohup, which children inherit.
+    'signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'
     'from tff_codist.program import processes, stopping\n'
     f'one = processes.Training((sys.executable, "-c", {child!r}), '
     f'pathlib.Path("run"), pathlib.Path({str(log)!r}))\n'

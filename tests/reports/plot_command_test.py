@@ -97,11 +97,11 @@ def test_plot_says_in_one_line_what_is_wrong(plot, write_run, tmp_path):
     assert done.stderr.count('\n') == 1
 
 
-def test_plot_that_cannot_write_ends_with_exit_code_1(
+def test_plot_that_cannot_write_ends_with_exit_code_3(
   plot, write_run, tmp_path
 ):
   (tmp_path / 'file').touch()
   done = plot('--run_dir', write_run(), '--out', tmp_path / 'file')
-  assert done.returncode == 1
+  assert done.returncode == 3
   assert done.stderr.startswith('error: Found ')
   assert done.stderr.count('\n') == 1
