@@ -65,9 +65,9 @@ def test_disk_without_room_is_an_error_with_both_sizes(tmp_path, monkeypatch):
 def test_rates_of_an_earlier_call_are_kept(tmp_path):
   text = json.dumps({'jobs': 1, 'rates': {'fed_avg': _RATE._asdict()}})
   (tmp_path / 'rates.json').write_text(text)
-  assert rates.measure([], {}, out_dir=tmp_path, jobs=1) == {'fed_avg': _RATE}
+  assert rates.measure({}, out_dir=tmp_path, jobs=1) == {'fed_avg': _RATE}
   # Those of one training at a time say nothing of two.
-  assert rates.measure([], {}, out_dir=tmp_path, jobs=2) == {}
+  assert rates.measure({}, out_dir=tmp_path, jobs=2) == {}
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,4 @@ def test_rates_of_an_earlier_call_are_kept(tmp_path):
 def test_damaged_rates(tmp_path, text):
   (tmp_path / 'rates.json').write_text(text)
   with pytest.raises(errors.RunFolderError, match='damaged'):
-    rates.measure([], {}, out_dir=tmp_path, jobs=1)
+    rates.measure({}, out_dir=tmp_path, jobs=1)

@@ -152,11 +152,11 @@ def test_report_of_a_folder_without_a_table(tmp_path):
 
 
 def test_folder_that_another_process_works_in(trained):
-  with (
-    files.lock(trained[0]),
-    pytest.raises(errors.RunFolderError, match='another process'),
-  ):
-    _reproduce(trained[0], scale='machine', num_seeds=1)
+  about = {'scale': 'machine', 'num_seeds': 1}
+  with files.lock(trained[0]):
+    with pytest.raises(errors.RunFolderError, match='another process'):
+      _reproduce(trained[0], **about)
+    assert _reproduce(trained[0], report_only=True, **about)
 
 
 def test_folder_below_a_file(tmp_path):

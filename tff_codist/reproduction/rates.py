@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -78,7 +78,6 @@ class Rate(NamedTuple):
 
 
 def measure(
-  cells: Iterable[table_lib.Cell],
   configs: Mapping[table_lib.Cell, config_lib.Config],
   *,
   out_dir: pathlib.Path,
@@ -87,8 +86,7 @@ def measure(
   """Measures the rows of some runs, those that no earlier call has measured.
 
   Args:
-    cells: The runs.
-    configs: The configuration of each.
+    configs: The runs, with the configuration of each.
     out_dir: The folder of the table.
     jobs: Trainings at a time, as the runs will have it, at least 1.
 
@@ -96,14 +94,16 @@ def measure(
     By row. A row whose training fails has none.
 
   Raises:
-    StopRequested: After SIGINT or SIGTERM.
+    StopRequested: After a signal, see `processes.run`.
     StorageError: If `rates.json` cannot be written.
   """
   path = out_dir / 'rates.json'
   rates = _read(path, jobs)
-  rows = {cell.row.name: cell for cell in cells}
+  rows = {cell.row.name: cell for cell in configs}
   unknown = {name: cell for name, cell in rows.items() if name not in rates}
-  out_dir.mkdir(parents=True, exist_ok=True)
+  if not unknown:
+    return rates
+  print(f'Measuring some rounds of {", ".join(unknown)}.', flush=True)
   with tempfile.TemporaryDirectory(dir=out_dir, prefix='.rates.') as folder:
     trainings = {}
     for name, cell in unknown.items():

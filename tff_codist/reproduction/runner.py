@@ -78,7 +78,8 @@ def reproduce(
     if not folder.is_done:
       pending.append(cell)
   codes: dict[table_lib.Cell, int] = {}
-  with files.lock(out_dir):
+  # A report can be had while another process trains.
+  with contextlib.nullcontext() if report_only else files.lock(out_dir):
     if pending and not report_only:
       files.write(
         out_dir / 'table.json',
@@ -161,8 +162,7 @@ def _announce(
   jobs: int,
 ) -> None:
   """Measures the rows and says how long their runs will take."""
-  print('Measuring how long a round of each row takes.', flush=True)
-  rates = rates_lib.measure(configs, configs, out_dir=out_dir, jobs=jobs)
+  rates = rates_lib.measure(configs, out_dir=out_dir, jobs=jobs)
   known = {c: config for c, config in configs.items() if c.row.name in rates}
   failed = sorted({cell.row.name for cell in configs} - rates.keys())
   seconds = sum(
