@@ -149,7 +149,7 @@ def comparison_table(
   is_private = any(map(privacy_lib.is_private, runs))
   caption = (
     f'{metrics_lib.title(metric)} on {runs[0].task}'
-    f'{" in percent" if is_fraction else ""}, {_which(last)} of each run. '
+    f'{" in percent" if is_fraction else ""}, {which(last)} of each run. '
     'Spread: sample standard deviation over the n seeds. Difference: to '
     f'{groups_lib.BASELINE}{" with the same privacy" if is_private else ""}, '
     f'{"in percentage points, " if is_fraction else ""}'
@@ -286,8 +286,12 @@ def comparison_csv(
   return text.getvalue()
 
 
-def _which(last: int) -> str:
-  """Returns in words which evaluations a value is from."""
+def which(last: int) -> str:
+  """Returns in words which evaluations a value is from.
+
+  Args:
+    last: How many.
+  """
   if last == 1:
     return 'at the last evaluation'
   return f'mean over the last {last} evaluations'
@@ -308,7 +312,7 @@ def _privacy_caption(rows: Sequence[comparison.Comparison], last: int) -> str:
     f"Epsilon, at delta {' or '.join(deltas)}: what each pool's releases cost "
     'alone, and what the worst-off clients lose to all of their pools; at the '
     'end of each run, the highest over the seeds.',
-    f'{metrics_lib.title(metric)}{unit}: {_which(last)} of each run; mean ± '
+    f'{metrics_lib.title(metric)}{unit}: {which(last)} of each run; mean ± '
     'sample standard deviation over the n seeds.',
   ]
   if any(math.isinf(row.worst_epsilon or 0) for row in rows):

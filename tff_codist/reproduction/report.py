@@ -336,8 +336,8 @@ def _markdown(
     lines += [
       f'## {metrics_lib.title(metric)}',
       '',
-      f'{metrics_lib.title(metric)}{unit}, mean over the last {table.last} '
-      'evaluations of each run, ± its standard error over the n seeds. Gain: '
+      f'{metrics_lib.title(metric)}{unit}, {tables_lib.which(table.last)} of '
+      'each run, ± the standard error over the n seeds. Gain: '
       f'difference to `{groups_lib.BASELINE}`, over pairs of runs with the '
       'same seed where both have the same seeds; p: the t-test of the pairs, '
       "else Welch's, two-sided.",
@@ -510,8 +510,8 @@ def _markdown(
     lines += [
       f'## {metrics_lib.title(metric)}',
       '',
-      f'{metrics_lib.title(metric)}{unit}, mean over the last {table.last} '
-      'evaluations of each run, ± its standard error over the n seeds. Gain: '
+      f'{metrics_lib.title(metric)}{unit}, {tables_lib.which(table.last)} of '
+      'each run, ± the standard error over the n seeds. Gain: '
       f'difference to `{groups_lib.BASELINE}`, over pairs of runs with the '
       'same seed where both have the same seeds; p: the t-test of the pairs, '
       "else Welch's, two-sided.",
