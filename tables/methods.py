@@ -49,13 +49,24 @@ def baselines(scale: str) -> reproduction.Table:
       'same weights, with the same clients in each round; the server distils '
       'on the same unlabelled images. With FD and DS-FL each client has a '
       'model of its own: FD is measured on a sample of them, DS-FL by the '
-      "server's. FedMD is not here: it needs public data with labels."
+      "server's. plain_average is federated averaging without a server "
+      'optimizer, on which FedDF and FedAUX build. FedMD is not here: it needs '
+      'public data with labels.'
     ),
     choices='budgets and rates; those of the papers where they have them.',
     rows=(
       row('fed_avg', **averaging),
       row('periodic_codist', **averaging),
       row('merged_codist', **averaging, **warmup),
+      reproduction.Row(
+        'plain_average',
+        {
+          **common,
+          'algorithm.name': 'fed_avg',
+          'server.optimizer': 'fedavg',
+          'server.learning_rate': 1.0,
+        },
+      ),
       row('fed_df', **ensemble),
       row(
         'fed_aux',
