@@ -153,6 +153,7 @@ def test_page_in_a_browser(made, tmp_path):
     '--headless',
     '--no-sandbox',
     '--disable-gpu',
+    '--disable-dev-shm-usage',
     '--disable-background-networking',
     '--no-first-run',
     f'--user-data-dir={tmp_path / "profile"}',
