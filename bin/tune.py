@@ -27,7 +27,6 @@ from tff_codist import files
 from tff_codist import tuning
 from tff_codist.program import command
 from tff_codist.tuning import designers
-from tff_codist.tuning import space as space_lib
 from tff_codist.tuning import study as study_lib
 
 
@@ -57,11 +56,11 @@ def main(argv):
 
 def _check_known(flags, parser):
   """Raises `UnknownNameError` for a flag of neither bin/train.py nor this."""
-  known = {'--preset', '--quick', *re.findall(r'--\w+', parser.format_usage())}
-  for name, value in config_lib.flatten(config_lib.Config()).items():
-    known.add(f'--{name}')
-    if isinstance(value, bool):
-      known.add(space_lib.switch(name, False))
+  known = {
+    *('--preset', '--quick'),
+    *re.findall(r'--\w+', parser.format_usage()),
+    *config_lib.fields_by_flag(),
+  }
   for flag in flags:
     name = flag.partition('=')[0]
     if name.startswith('--') and name not in known:

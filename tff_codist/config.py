@@ -796,6 +796,34 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   return leaves
 
 
+def switch(name: str, is_on: bool) -> str:
+  """Returns the flag that sets a field that is true or false."""
+  group, dot, leaf = name.rpartition('.')
+  return f'--{group}{dot}{"" if is_on else "no"}{leaf}'
+
+
+def fields_by_flag() -> dict[str, str]:
+  """Returns the full name of the field that each flag sets."""
+  fields = flatten(Config())
+  by_flag = {f'--{name}': name for name in fields}
+  for name, value in fields.items():
+    if isinstance(value, bool):
+      by_flag[switch(name, False)] = name
+  return by_flag
+
+
+def in_words(different: Mapping[str, tuple[object, object]]) -> str:
+  """Returns fields that differ, with the values there and now.
+
+  Args:
+    different: By name both values, as `differences` has them.
+  """
+  return '; '.join(
+    f'{name}: {theirs!r} there, {ours!r} now'
+    for name, (theirs, ours) in different.items()
+  )
+
+
 def differences(
   left: Config, right: Config
 ) -> dict[str, tuple[object, object]]:

@@ -108,12 +108,7 @@ def _check_flags(argv: Sequence[str], folder_flags: Sequence[str]) -> list[str]:
   Raises:
     ConfigError: If a flag is unknown or given twice.
   """
-  fields = config_lib.flatten(config_lib.Config())
-  fields_by_flag = {f'--{name}': name for name in fields}
-  for name, value in fields.items():
-    if isinstance(value, bool):
-      group, _, leaf = name.rpartition('.')
-      fields_by_flag[f'--{group}.no{leaf}'] = name
+  fields_by_flag = config_lib.fields_by_flag()
   known = {*fields_by_flag, '--preset', '--quick', *folder_flags, '--help'}
   flags = [a.partition('=')[0] for a in argv if a.startswith('--')]
   for flag in flags:
@@ -127,4 +122,4 @@ def _check_flags(argv: Sequence[str], folder_flags: Sequence[str]) -> list[str]:
         expected='every flag once',
         fix='leave out all but one',
       )
-  return [name for name in names if name in fields]
+  return [name for name in names if name in fields_by_flag.values()]

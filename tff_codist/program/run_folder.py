@@ -83,10 +83,7 @@ class RunFolder:
       return
     different = config_lib.differences(self.read_config(), config)
     if different:
-      fields = '; '.join(
-        f'{name}: {theirs!r} there, {ours!r} now'
-        for name, (theirs, ours) in different.items()
-      )
+      fields = config_lib.in_words(different)
       raise errors.RunFolderError(
         f'a run with another configuration in {self.path} ({fields})',
         expected='the same configuration, to resume it',

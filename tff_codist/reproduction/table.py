@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
+from tff_codist import config as config_lib
 from tff_codist import registry
 from tff_codist.reports import metrics as metrics_lib
 
@@ -125,8 +126,7 @@ def render(fields: Mapping[str, Any]) -> tuple[str, ...]:
   flags: list[str] = []
   for name, value in fields.items():
     if isinstance(value, bool):
-      group, dot, leaf = name.rpartition('.')
-      flags.append(f'--{group}{dot}{"" if value else "no"}{leaf}')
+      flags.append(config_lib.switch(name, value))
     elif isinstance(value, tuple):
       flags += [f'--{name}', *map(str, value)]
     else:

@@ -137,16 +137,10 @@ def flags(values: Mapping[str, str], config: config_lib.Config) -> list[str]:
       result.append(f'--{field}')
       result += [of_pools.get(p, str(value)) for p, value in others.items()]
     elif isinstance(fields[field], bool):
-      result.append(switch(field, of_pools[''] == 'true'))
+      result.append(config_lib.switch(field, of_pools[''] == 'true'))
     else:
       result.append(f'--{field}={of_pools[""]}')
   return result
-
-
-def switch(field: str, is_on: bool) -> str:
-  """Returns the flag that sets a field that is true or false."""
-  group, _, leaf = field.rpartition('.')
-  return f'--{group}.{"" if is_on else "no"}{leaf}'
 
 
 def _split(name: str) -> tuple[str, Optional[str]]:

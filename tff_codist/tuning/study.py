@@ -242,10 +242,7 @@ class Study:
     }
     different |= config_lib.differences(there.config, self.config)
     if different:
-      fields = '; '.join(
-        f'{name}: {theirs!r} there, {ours!r} now'
-        for name, (theirs, ours) in different.items()
-      )
+      fields = config_lib.in_words(different)
       raise errors.RunFolderError(
         f'another study in {self.path} ({fields})',
         expected='the same study, to go on with it',
