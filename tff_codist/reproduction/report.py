@@ -16,7 +16,7 @@ import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import markdown
@@ -111,12 +111,13 @@ def write(
     StorageError: If a file cannot be written.
   """
   labelled = {
-    cell: dataclasses.replace(run, label=cell.row.label or cell.row.name)
-    for cell, run in runs.items()
+    cell: dataclasses.replace(runs[cell], label=cell.row.label or cell.row.name)
+    for cell in sorted(runs, key=_place(table))
   }
-  ordered = [labelled[cell] for cell in sorted(labelled, key=_place(table))]
   results = results_of(table, labelled)
-  pictures = _pictures(table, ordered, out_dir) if ordered else []
+  pictures = (
+    _pictures(table, tuple(labelled.values()), out_dir) if labelled else []
+  )
   text = _markdown(name, table, labelled, results, pictures, missing, command)
   paths = [out_dir / f'report.{end}' for end in ('md', 'csv', 'html')]
   for path, content in zip(
@@ -133,25 +134,23 @@ def results_of(
 
   Args:
     table: The table.
-    runs: Its finished runs, with their labels.
+    runs: Its finished runs, with their labels, in the order of the table.
   """
-  by_setting: dict[groups_lib.Setting, table_lib.Row] = {}
   if not runs:
     return []
-  cells = {run: cell for cell, run in runs.items()}
-  ordered = sorted(runs.values(), key=lambda run: _place(table)(cells[run]))
-  for setting, group in groups_lib.group_runs(ordered).items():
-    by_setting[setting] = cells[group[0]].row
-  results = []
-  for metric in table.metrics:
-    rows = comparison.compare(ordered, last=table.last, metric=metric)
-    for compared in rows:
-      row = by_setting[compared.setting]
-      key = (metric, compared.pool)
-      results.append(
-        _result(compared, row, _published_gain(table, row, key), table, ordered)
-      )
-  return results
+  ordered = tuple(runs.values())
+  groups = groups_lib.group_runs(ordered)
+  rows = {run: cell.row for cell, run in runs.items()}
+  return [
+    _result(
+      compared,
+      groups[compared.setting],
+      rows[groups[compared.setting][0]],
+      table,
+    )
+    for metric in table.metrics
+    for compared in comparison.compare(ordered, last=table.last, metric=metric)
+  ]
 
 
 def to_csv(results: Iterable[Result]) -> str:
@@ -219,24 +218,25 @@ def results_table(results: Sequence[Result], metric: str) -> str:
   return _pipes(header, lines)
 
 
-def _place(table: table_lib.Table):
+def _place(
+  table: table_lib.Table,
+) -> Callable[[table_lib.Cell], tuple[int, int]]:
+  """Returns the key by which runs are in the order of the table."""
   names = [row.name for row in table.rows]
   return lambda cell: (names.index(cell.row.name), cell.seed)
 
 
 def _result(
   compared: comparison.Comparison,
+  group: Sequence[runs_lib.Run],
   row: table_lib.Row,
-  published_gain: Optional[float],
   table: table_lib.Table,
-  runs: Sequence[runs_lib.Run],
 ) -> Result:
   scale = 100.0 if metrics_lib.is_fraction(compared.metric) else 1.0
 
   def scaled(value: Optional[float]) -> Optional[float]:
     return None if value is None else scale * value
 
-  group = groups_lib.group_runs(runs)[compared.setting]
   values = [
     scale
     * comparison.last_evaluations(
@@ -261,7 +261,9 @@ def _result(
     gain_error=scaled(compared.standard_error),
     p_value=compared.p_value,
     is_paired=compared.is_paired,
-    published_gain=published_gain,
+    published_gain=_published_gain(
+      table, row, (compared.metric, compared.pool)
+    ),
     values=' '.join(f'{value:.6g}' for value in values),
   )
 
@@ -295,12 +297,8 @@ def _pictures(
   paths += plots.privacy_against_utility(
     runs, folder, last=table.last, metric=main
   )
-  merged = [r for r in runs if 'exchange/agreement_kl' in r.metrics]
-  for run in merged:
-    norms = plots.norms(run, folder)
-    if norms:
-      paths += norms
-      break
+  drawn = (plots.norms(run, folder) for run in runs)
+  paths += next(filter(None, drawn), [])
   widest = max(runs, key=lambda run: len(run.pool_names))
   paths += pool_plots.plot_membership(
     widest.pools, folder, task=widest.task, seed=widest.seed
@@ -346,7 +344,7 @@ def _markdown(
       '',
     ]
   if runs:
-    ordered = [runs[cell] for cell in sorted(runs, key=_place(table))]
+    ordered = tuple(runs.values())
     rows = comparison.compare(ordered, last=table.last, metric=table.metrics[0])
     for note in tables_lib.notes(ordered, rows, table.last):
       lines += [f'* {note}']
