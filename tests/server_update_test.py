@@ -107,6 +107,48 @@ def test_reddi_adam_without_memory_is_normalised_step(linear, context):
     )
 
 
+@pytest.mark.parametrize(
+  ('optimizer', 'flavor'), [('fedavg', 'tff'), ('fedadam', 'reddi')]
+)
+def test_learning_rate_decays_in_steps(linear, context, optimizer, flavor):
+  about = {'optimizer': optimizer, 'flavor': flavor, 'beta1': 0.0, 'beta2': 0.0}
+  weights = linear.initialize(0)
+  gradients = _gradients(weights, 1) * 5
+  constant = _build(linear, learning_rate=0.5, **about)
+  first = _run(constant, weights, gradients[:1])
+  found = _run(
+    _build(
+      linear,
+      learning_rate=0.5,
+      rounds_per_decay=2,
+      learning_rate_decay=0.1,
+      **about,
+    ),
+    weights,
+    gradients,
+  )
+  # Without memory all steps are those of the first round, times the decay.
+  for x, one, all_ in zip(weights, first, found):
+    np.testing.assert_allclose(
+      all_ - x, (1 + 1 + 0.1 + 0.1 + 0.01) * (one - x), atol=1e-5
+    )
+
+
+def test_rejected_step_does_not_count_for_the_decay(linear, context):
+  weights = linear.initialize(0)
+  (g,) = _gradients(weights, 1)
+  update = _build(
+    linear, optimizer='fedavg', learning_rate=1.0, rounds_per_decay=1
+  )
+  state = update.initialize(weights)
+  broken = tuple(np.full_like(part, np.nan) for part in g)
+  result = update.next(state, weights, broken)
+  assert result['rejected'] == 1
+  result = update.next(result['state'], weights, g)
+  for after, x, part in zip(result['weights'], weights, g):
+    np.testing.assert_allclose(after, x - part, atol=1e-6)
+
+
 def test_fedavg_subtracts_and_fedavgm_is_heavy_ball(linear, context):
   weights = linear.initialize(0)
   gradients = _gradients(weights, 2)

@@ -346,6 +346,11 @@ class ServerConfig(_Group):
   flavor: str = _field('tff', _one_of('tff', 'reddi'))
   # Server learning rate, eta. Above 0.
   learning_rate: float = _field(0.01, _POSITIVE)
+  # Rounds after which the learning rate is multiplied by learning_rate_decay,
+  # again and again. At least 1; None keeps it.
+  rounds_per_decay: Optional[int] = _field(None, _COUNT)
+  # That factor, in (0, 1).
+  learning_rate_decay: float = _field(0.1, _INNER_SHARE)
   # Momentum of FedAvgM, in [0, 1).
   momentum: float = _field(0.9, _BELOW_ONE)
   # Decay of the first moment, in [0, 1).

@@ -117,6 +117,8 @@ def check_no_idle_field(
     'distillation.teacher_weighting': len(pools.names) < 3
     and 'fewer than three pools',
     'unlabelled.weights': len(unlabelled.sources) == 1 and 'a single source',
+    'server.learning_rate_decay': not config.server.rounds_per_decay
+    and 'no --server.rounds_per_decay',
   }
   if config.ds_fl.aggregation == 'simple':
     replaced['ds_fl.temperature'] = '--ds_fl.aggregation simple'

@@ -11,6 +11,9 @@ gradient g = −Δ:
     v_t = β2·v_{t−1} + (1−β2)·g_t²                          FedAdam
     x_{t+1} = x_t − η·m_t / (√v_t + τ)
 
+η may decay in steps, to η·γ^⌊(t−1)/R⌋ in round t, where γ is
+`learning_rate_decay` and R is `rounds_per_decay`.
+
 References:
   Reddi et al., Adaptive Federated Optimization, ICLR 2021. arXiv 2003.00295.
 """
@@ -59,8 +62,9 @@ class ReddiOptimizer(tff.learning.optimizers.Optimizer):
     self._initial_accumulator = initial_accumulator
 
   def initialize(self, specs):
-    """Returns m = 0 and v = `initial_accumulator`, as in `specs`."""
+    """Returns η, m = 0 and v = `initial_accumulator`, as in `specs`."""
     return collections.OrderedDict(
+      learning_rate=tf.constant(self._learning_rate, tf.float32),
       momentum=tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), specs
       ),
@@ -74,6 +78,7 @@ class ReddiOptimizer(tff.learning.optimizers.Optimizer):
 
   def next(self, state, weights, gradients):
     """Returns the state and the weights after one step."""
+    learning_rate = state['learning_rate']
     m = tf.nest.map_structure(
       lambda m, g: self._beta1 * m + (1 - self._beta1) * g,
       state['momentum'],
@@ -85,14 +90,15 @@ class ReddiOptimizer(tff.learning.optimizers.Optimizer):
       gradients,
     )
     stepped = tf.nest.map_structure(
-      lambda x, m, v: (
-        x - self._learning_rate * m / (tf.sqrt(v) + self._epsilon)
-      ),
+      lambda x, m, v: x - learning_rate * m / (tf.sqrt(v) + self._epsilon),
       weights,
       m,
       v,
     )
-    return collections.OrderedDict(momentum=m, second_moment=v), stepped
+    new_state = collections.OrderedDict(
+      learning_rate=learning_rate, momentum=m, second_moment=v
+    )
+    return new_state, stepped
 
 
 BuildOptimizerFn = Callable[
@@ -183,11 +189,23 @@ def build_server_optimizer(
 ) -> tff.learning.optimizers.Optimizer:
   """Builds the server optimizer that a configuration names.
 
+  A rejected pseudo-gradient is no step of it, and does not count for the decay.
+
   Raises:
     UnknownNameError: If there is no such optimizer.
     ConfigError: If the flavor does not have the configured start.
   """
-  return server_optimizers[config.optimizer](config)
+  optimizer = server_optimizers[config.optimizer](config)
+  if config.rounds_per_decay is None:
+    return optimizer
+
+  def learning_rate(step):
+    decays = tf.cast(step // config.rounds_per_decay, tf.float32)
+    return config.learning_rate * config.learning_rate_decay**decays
+
+  return tff.learning.optimizers.schedule_learning_rate(
+    optimizer, learning_rate
+  )
 
 
 class ServerUpdate(NamedTuple):

@@ -47,6 +47,7 @@ def _train(tmp_path, *flags):
     (['--periodic.period', '7'], "no effect with 'merged_codist'"),
     (['--server.momentum', '0.5'], "no effect with 'fedadam'"),
     (['--server.optimizer=fedavg', '--server.epsilon=1'], "with 'fedavg'"),
+    (['--server.learning_rate_decay=0.5'], 'no --server.rounds_per_decay'),
     (['--seed=1', '--seed=2'], 'given 2 times'),
     (['--quick=1'], 'command line'),
     (['--preset'], 'command line'),
