@@ -114,14 +114,16 @@ def write(
     cell: dataclasses.replace(runs[cell], label=cell.row.label or cell.row.name)
     for cell in sorted(runs, key=_place(table))
   }
-  results = results_of(table, labelled)
+  numbers = to_csv(results_of(table, labelled))
+  # The digits of the file, so that whoever reads it later rounds as we do.
+  results = from_csv(numbers)
   pictures = (
     _pictures(table, tuple(labelled.values()), out_dir) if labelled else []
   )
   text = _markdown(name, table, labelled, results, pictures, missing, command)
   paths = [out_dir / f'report.{end}' for end in ('md', 'csv', 'html')]
   for path, content in zip(
-    paths, (text, to_csv(results), _page(table.title, text, out_dir))
+    paths, (text, numbers, _page(table.title, text, out_dir))
   ):
     files.write(path, content.encode())
   return paths
