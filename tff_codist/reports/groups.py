@@ -1,7 +1,7 @@
 """Runs that repeat one experiment: one algorithm, one privacy, many seeds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from tff_codist import errors
 from tff_codist.reports import privacy as privacy_lib
@@ -110,31 +110,44 @@ def _check_comparable(runs: Sequence[runs_lib.Run]) -> None:
       expected='at least one run to report',
       fix='name the run folders',
     )
-  tasks = {run.task: run for run in runs}
-  if len(tasks) > 1:
+  _check_alike(
+    runs,
+    lambda run: run.task,
+    found='runs of different tasks',
+    expected='runs of one task',
+    fix='compare the runs of each task by themselves',
+  )
+  _check_alike(
+    runs,
+    lambda run: run.num_classes,
+    found='runs with different numbers of classes',
+    expected='runs of one task on the same data',
+    fix='compare the runs of each data set by themselves',
+  )
+  _check_alike(
+    runs,
+    lambda run: run.config.get('program', {}).get('evaluate_on', 'test'),
+    found='runs evaluated on different clients',
+    expected='runs that are all evaluated on the same clients',
+    fix='leave out those with --program.evaluate_on validation',
+  )
+
+
+def _check_alike(
+  runs: Sequence[runs_lib.Run],
+  value_of: Callable[[runs_lib.Run], Hashable],
+  *,
+  found: str,
+  expected: str,
+  fix: str,
+) -> None:
+  examples = {value_of(run): run.path for run in runs}
+  if len(examples) > 1:
     raise errors.RunFolderError(
-      'runs of different tasks: '
-      + ', '.join(f'{task} ({run.path})' for task, run in tasks.items()),
-      expected='runs of one task',
-      fix='compare the runs of each task by themselves',
-    )
-  if len({run.num_classes for run in runs}) > 1:
-    raise errors.RunFolderError(
-      'runs with different numbers of classes: '
-      + ', '.join(f'{run.num_classes} ({run.path})' for run in runs),
-      expected='runs of one task on the same data',
-      fix='compare the runs of each data set by themselves',
-    )
-  measured = {
-    run.config.get('program', {}).get('evaluate_on', 'test'): run
-    for run in runs
-  }
-  if len(measured) > 1:
-    raise errors.RunFolderError(
-      'runs evaluated on different clients: '
-      + ', '.join(f'{on} ({run.path})' for on, run in measured.items()),
-      expected='runs that are all evaluated on the same clients',
-      fix='leave out those with --program.evaluate_on validation',
+      f'{found}: '
+      + ', '.join(f'{value} ({path})' for value, path in examples.items()),
+      expected=expected,
+      fix=fix,
     )
 
 
