@@ -179,7 +179,8 @@ def build_distillation(
     The computations, with the type signatures of `Distillation`. With
     `config.keep_optimizer_state` false, every pass starts from a fresh Adam. A
     pass that is not finite is rejected: d_i is zero, Adam's state stays as it
-    was and the metric `rejected` is 1.
+    was and the metric `rejected` is 1. To the metrics of `distil` it adds
+    `distillation_norm`, ‖d_i‖.
 
   Raises:
     UnknownNameError: If there is no such loss.
@@ -354,6 +355,7 @@ def _reject_if_not_finite(
     lambda: (new_state, pseudo_gradient),
     lambda: (state, tf.nest.map_structure(tf.zeros_like, pseudo_gradient)),
   )
+  metrics['distillation_norm'] = tf.linalg.global_norm(pseudo_gradient)
   metrics['rejected'] = 1 - tf.cast(is_finite, tf.float32)
   return collections.OrderedDict(
     state=state, pseudo_gradient=pseudo_gradient, metrics=metrics
@@ -386,8 +388,8 @@ class Merged(NamedTuple):
 
   Attributes:
     pseudo_gradient: h_i.
-    metrics: `federated_norm` ‖g_i‖, `distillation_norm` ‖d_i‖ before any
-      matching, and `cosine` of the angle between them, in [-1, 1].
+    metrics: `federated_norm` ‖g_i‖ and `cosine` of its angle with d_i, in
+      [-1, 1].
   """
 
   pseudo_gradient: tuple
@@ -426,7 +428,6 @@ def merge(
   )
   metrics = collections.OrderedDict(
     federated_norm=g_norm,
-    distillation_norm=d_norm,
     cosine=tf.math.divide_no_nan(product, g_norm * d_norm),
   )
   alpha = tf.convert_to_tensor(distillation_weight, tf.float32)
