@@ -77,6 +77,8 @@ _CIFAR_WIDTHS = (
   (64, 64, 64, 64),
 )
 
+_DEFAULT_EXAMPLES_PER_CLASS = 3
+
 # From EMNIST's labels of A to F and a to f to the private classes.
 _LETTERS = {
   label + i: NUM_PUBLIC_CLASSES + i
@@ -149,6 +151,7 @@ def load_mnist_letters(config: config_lib.Config) -> task.Task:
   Raises:
     DataNotFoundError: If a file is missing and cannot be downloaded.
     DataError: If a file is damaged, or there are too few letters.
+    ConfigError: If writers are to have a number of examples of each class.
   """
   data = emnist.load_task(config)
   train, test = (_relabelled(d, _LETTERS) for d in (data.train, data.test))
@@ -296,7 +299,15 @@ def _writers(
   data: clients.ClientData, config: config_lib.Config
 ) -> dict[str, clients.Examples]:
   """Returns the first writers with enough letters, in an order by the seed."""
-  wanted, found = config.public_private.clients, {}
+  fields = config.public_private
+  if fields.examples_per_class is not None:
+    raise errors.ConfigError(
+      f'--public_private.examples_per_class {fields.examples_per_class} with '
+      f'--public_private.split {fields.split}',
+      expected='clients that have what they wrote',
+      fix='leave --public_private.examples_per_class out',
+    )
+  wanted, found = fields.clients, {}
   for client_id in pools.ranked(
     data.client_ids, seed=config.seed, purpose='writers'
   ):
@@ -330,7 +341,9 @@ def _deal(
   Returns:
     {client id: its examples}.
   """
-  per_kind = config.public_private.examples_per_class
+  per_kind = (
+    config.public_private.examples_per_class or _DEFAULT_EXAMPLES_PER_CLASS
+  )
   missing = collections.Counter(
     label for own in kinds for label in own for _ in range(per_kind)
   )

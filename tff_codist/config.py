@@ -619,9 +619,9 @@ class PublicPrivateConfig(_Group):
   # How the private data is split over them: iid; or non_iid, by writers or by
   # subclasses.
   split: str = _field('iid', _one_of('iid', 'non_iid'))
-  # Private examples that a client has of each class. At least 1. Writers have
-  # what they wrote.
-  examples_per_class: int = _field(3, _COUNT)
+  # Private examples that a client has of each class. At least 1; None takes 3.
+  # Not for writers, who have what they wrote.
+  examples_per_class: Optional[int] = _field(None, _COUNT)
   # A single client that has the data of all: the upper bound.
   pooled: bool = False
   # Public examples at most, the first ones; None takes all.

@@ -134,11 +134,6 @@ def check_no_idle_field(
   if config.fed_df.selection == 'last':
     for field in ('fed_df.patience', 'fed_df.steps_per_validation'):
       replaced[field] = '--fed_df.selection last'
-  task, split = config.task.name, config.public_private.split
-  if (task, split) == ('mnist_letters', 'non_iid'):
-    replaced['public_private.examples_per_class'] = (
-      f'--public_private.split {split}, where a client has what it wrote'
-    )
   sources = f'--unlabelled.sources {" ".join(unlabelled.sources)}'
   if 'clients' not in unlabelled.sources:
     replaced['unlabelled.clients_fraction'] = sources

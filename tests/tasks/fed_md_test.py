@@ -300,6 +300,11 @@ def test_too_little_private_data_is_a_data_error(load, name, fields, message):
     load(name, **fields)
 
 
+def test_writers_have_what_they_wrote(load):
+  with pytest.raises(errors.ConfigError, match='examples_per_class 2 with'):
+    load('mnist_letters', clients=1, split='non_iid', examples_per_class=2)
+
+
 def test_public_data_that_is_not_there(load, tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   with pytest.raises(errors.DataNotFoundError, match='no prepared TFDS set'):
