@@ -66,13 +66,44 @@ def test_flags():
     'merged.rescale': 'false',
     'pools.cohort_size[a]': '3',
   }
-  assert space_lib.flags(values, config) == [
+  assert space_lib.set_flags([], values, config) == [
     '--merged.learning_rate=1e-05',
     *('--merged.distillation_weight', '0.1', '0.2', '0.9'),
     '--merged.match_norm',
     '--merged.norescale',
     # One value stands for every pool.
     *('--pools.cohort_size', '3', '10', '10'),
+  ]
+
+
+@pytest.mark.parametrize(
+  ('given', 'of_pools'),
+  [
+    (['--merged.distillation_weight', '0.1', '0.2'], ['0.1', '0.7']),
+    (['--pools.cohort_size=5'], ['5', '0.7']),
+  ],
+)
+def test_flag_of_which_a_pool_is_searched_has_the_others_values(
+  given, of_pools
+):
+  config = config_lib.change(
+    _CONFIG,
+    pools={'cohort_size': (5,)},
+    merged={'distillation_weight': (0.1, 0.2)},
+  )
+  flag = given[0].partition('=')[0]
+  assert space_lib.set_flags(
+    ['--preset', 'digits', *given, '--quick'],
+    {f'{flag[2:]}[large]': '0.7'},
+    config,
+  ) == ['--preset', 'digits', '--quick', flag, *of_pools]
+
+
+def test_flag_that_is_searched_for_all_pools_stays_to_be_refused():
+  given = ['--merged.steps=3']
+  assert space_lib.set_flags(given, {'merged.steps': '4'}, _CONFIG) == [
+    '--merged.steps=3',
+    '--merged.steps=4',
   ]
 
 

@@ -97,8 +97,8 @@ def winner_command(study: study_lib.Study) -> str:
   """
   if study.winner is None:
     return ''
-  flags = space_lib.flags(study.winner.values, study.config)
-  command = ['python', 'bin/train.py', *study.flags, *flags]
+  flags = space_lib.set_flags(study.flags, study.winner.values, study.config)
+  command = ['python', 'bin/train.py', *flags]
   return shlex.join([*command, f'--run_dir={study.path / "best"}'])
 
 

@@ -35,11 +35,8 @@ def trial_flags(
   study: study_lib.Study, values: dict[str, str]
 ) -> tuple[str, ...]:
   """Returns the flags of `bin/train.py` for a trial, without `--run_dir`."""
-  return (
-    *study.flags,
-    f'--{space_lib.EVALUATE_ON}=validation',
-    *space_lib.flags(values, study.config),
-  )
+  flags = [*study.flags, f'--{space_lib.EVALUATE_ON}=validation']
+  return tuple(space_lib.set_flags(flags, values, study.config))
 
 
 def run_trials(

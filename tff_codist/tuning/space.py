@@ -118,19 +118,29 @@ def parse_space(texts: Sequence[str], config: config_lib.Config) -> Space:
   return space
 
 
-def flags(values: Mapping[str, str], config: config_lib.Config) -> list[str]:
-  """Returns the flags of `bin/train.py` that set some parameters.
+def set_flags(
+  flags: Sequence[str], values: Mapping[str, str], config: config_lib.Config
+) -> list[str]:
+  """Returns the flags of `bin/train.py` that also set some parameters.
 
   Args:
+    flags: Flags that give the configuration. Where one pool's value of a field
+      is a parameter, they may have the values of the others.
     values: By name of the parameter.
-    config: The configuration, which has the pools' other values.
+    config: The configuration.
   """
   fields = config_lib.flatten(config)
   by_field: dict[str, dict[str, str]] = {}
   for name, value in values.items():
     field, pool = _split(name)
     by_field.setdefault(field, {})[pool or ''] = value
-  result = []
+  of_one_pool = {f'--{field}' for field, of in by_field.items() if '' not in of}
+  result, is_kept = [], True
+  for argument in flags:
+    if argument.startswith('--'):
+      is_kept = argument.partition('=')[0] not in of_one_pool
+    if is_kept:
+      result.append(argument)
   for field, of_pools in by_field.items():
     if '' not in of_pools:
       others = config.pools.per_pool(field, fields[field])
