@@ -6,7 +6,8 @@ equal. Symbols in the docstrings are those of the CoDist paper (arXiv
 2310.02549) and of Reddi et al. (arXiv 2003.00295).
 
 Fields that hold one value for each pool are tuples in the order of
-`PoolsConfig.names`; a single value stands for every pool.
+`PoolsConfig.names`; a single value stands for every pool. What is None by
+default can be set back to it by the flag's value `none`.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Optional, TypeVar, Union
+
+import simple_parsing
 
 from tff_codist import errors
 
@@ -34,9 +37,6 @@ class _Range(NamedTuple):
 
 _POSITIVE = _Range('a number above 0', lambda v: 0 < v < math.inf)
 _POSITIVE_ALL = _Range('numbers above 0', lambda v: 0 < v < math.inf)
-_POSITIVE_OR_NONE = _Range(
-  'a number above 0, or None', lambda v: 0 < v < math.inf
-)
 _INNER_SHARE = _Range('a number in (0, 1)', lambda v: 0 < v < 1)
 _DELTA = _Range('a number above 0 and at most 0.01', lambda v: 0 < v <= 0.01)
 _SHARE = _Range('numbers in (0, 1]', lambda v: 0 < v <= 1)
@@ -54,6 +54,24 @@ def _one_of(*values: Any) -> _Range:
 def _field(default: Any, allowed: _Range) -> Any:
   """Returns a dataclass field whose value, or each of it, is checked."""
   return dataclasses.field(default=default, metadata={'allowed': allowed})
+
+
+def _optional(kind: type, allowed: Optional[_Range] = None) -> Any:
+  """Returns a field that is None unless it is set, and `none` in flags."""
+
+  def parse(text: str) -> Any:
+    return None if text == 'none' else kind(text)
+
+  parse.__name__ = kind.__name__  # For the parser's messages.
+  if allowed is not None:
+    allowed = allowed._replace(expected=f'{allowed.expected}, or none')
+  return simple_parsing.field(
+    default=None,
+    type=parse,
+    nargs=None,
+    metavar=f'{kind.__name__}|none',
+    metadata={'allowed': allowed},
+  )
 
 
 def _require(holds: bool, flag: str, value: object, expected: str) -> None:
@@ -110,7 +128,7 @@ class TaskConfig(_Group):
   name: str = 'digits'
   # Directory of the data sets; None takes $TFF_CODIST_DATA_DIR, else TFF's
   # default cache directory.
-  data_dir: Optional[str] = None
+  data_dir: Optional[str] = _optional(str)
   # Training clients whose labelled examples are the server's validation set,
   # which measures the teachers, and the models with program.evaluate_on
   # validation, and trains nobody. 0 is none.
@@ -213,7 +231,7 @@ class PoolsConfig(_Group):
   disjoint: bool = False
   # CSV file with the header client_id,capacity and a line for each training
   # client, in place of clients_fraction.
-  capacity_table: Optional[str] = None
+  capacity_table: Optional[str] = _optional(str)
   # Least capacity of each pool's clients in capacity_table, which needs it.
   min_capacity: tuple[float, ...] = _field(
     (), _Range('finite numbers', math.isfinite)
@@ -348,7 +366,7 @@ class ServerConfig(_Group):
   learning_rate: float = _field(0.01, _POSITIVE)
   # Rounds after which the learning rate is multiplied by learning_rate_decay,
   # again and again. At least 1; None keeps it.
-  rounds_per_decay: Optional[int] = _field(None, _COUNT)
+  rounds_per_decay: Optional[int] = _optional(int, _COUNT)
   # That factor, in (0, 1).
   learning_rate_decay: float = _field(0.1, _INNER_SHARE)
   # Momentum of FedAvgM, in [0, 1).
@@ -361,8 +379,8 @@ class ServerConfig(_Group):
   epsilon: float = _field(1e-3, _POSITIVE)
   # Second moment before the first round, v_{-1}. At least 0; None takes the
   # flavor's own: 0 (reddi), 0.1 (TFF's Adagrad), 1e-6 (TFF's Yogi).
-  initial_accumulator: Optional[float] = _field(
-    None, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
+  initial_accumulator: Optional[float] = _optional(
+    float, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
   )
 
 
@@ -392,14 +410,14 @@ class PrivacyConfig(_Group):
   # Standard deviation of the noise on the count of clients below the clip of
   # adaptive_gaussian, sigma_b; above half of noise_multiplier. None takes a
   # twentieth of the cohort.
-  clipped_count_stddev: Optional[float] = _field(None, _POSITIVE_OR_NONE)
+  clipped_count_stddev: Optional[float] = _optional(float, _POSITIVE)
   # Noise multiplier of the clients' training metrics, their loss and accuracy,
   # which are then released and accounted for. None releases none.
-  metrics_noise_multiplier: Optional[float] = _field(None, _POSITIVE_OR_NONE)
+  metrics_noise_multiplier: Optional[float] = _optional(float, _POSITIVE)
   # Failure probability delta, which should be below one over the clients.
   delta: float = _field(1e-5, _DELTA)
   # Training ends before the worst client's epsilon exceeds it; None: never.
-  max_epsilon: Optional[float] = _field(None, _POSITIVE_OR_NONE)
+  max_epsilon: Optional[float] = _optional(float, _POSITIVE)
   # pld (privacy loss distributions) or rdp (Renyi).
   accountant: str = _field('pld', _one_of(*ACCOUNTANTS))
   # Draw the noise from the run's seed. Who knows the seed can then take the
@@ -434,7 +452,7 @@ class DistillationConfig(_Group):
   epsilon: float = _field(1e-7, _POSITIVE)
   # Norm to which the gradient of a distillation step is clipped, over all
   # tensors. Above 0; None clips nothing.
-  clip_norm: Optional[float] = _field(None, _POSITIVE_OR_NONE)
+  clip_norm: Optional[float] = _optional(float, _POSITIVE)
   # Whether student and teachers see inputs that are augmented anew in each
   # step, as the clients' are. Only for tasks that augment.
   augment: bool = False
@@ -447,10 +465,10 @@ class DistillationConfig(_Group):
   # Gate: a teacher whose accuracy on the validation set (in language tasks on
   # all tokens but padding) is lower teaches nobody in this exchange. None lets
   # all teach; needs task.validation_clients.
-  min_teacher_accuracy: Optional[float] = _field(None, _WEIGHT)
+  min_teacher_accuracy: Optional[float] = _optional(float, _WEIGHT)
   # Gate: a teacher whose mean entropy on U, as a share of log C, is higher
   # teaches nobody in this exchange. None lets all teach.
-  max_teacher_entropy: Optional[float] = _field(None, _WEIGHT)
+  max_teacher_entropy: Optional[float] = _optional(float, _WEIGHT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -621,11 +639,11 @@ class PublicPrivateConfig(_Group):
   split: str = _field('iid', _one_of('iid', 'non_iid'))
   # Private examples that a client has of each class. At least 1; None takes 3.
   # Not for writers, who have what they wrote.
-  examples_per_class: Optional[int] = _field(None, _COUNT)
+  examples_per_class: Optional[int] = _optional(int, _COUNT)
   # A single client that has the data of all: the upper bound.
   pooled: bool = False
   # Public examples at most, the first ones; None takes all.
-  public_examples: Optional[int] = _field(None, _COUNT)
+  public_examples: Optional[int] = _optional(int, _COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -731,7 +749,7 @@ class ProgramConfig(_Group):
   # hyperparameters, task.validation_clients; then no test client is loaded.
   evaluate_on: str = _field('test', _one_of(*EVALUATED_ON))
   # How many of them, a fixed sample drawn by the seed; None takes all.
-  evaluation_clients: Optional[int] = _field(None, _COUNT)
+  evaluation_clients: Optional[int] = _optional(int, _COUNT)
   # Clients of each pool whose own models are evaluated, a fixed sample; for
   # algorithms that train a model for each client. At least 1.
   evaluation_models: int = _field(10, _COUNT)
