@@ -558,6 +558,11 @@ def preset(quick: bool) -> config_lib.Config:
   return config_lib.change(
     task_lib.presets['cifar100'](quick),
     algorithm={'name': 'fed_df'},
-    distillation={'clip_norm': 5.0, 'epsilon': 1e-7},
+    distillation={
+      'batch_size': 128,
+      'augment': False,
+      'clip_norm': 5.0,
+      'epsilon': 1e-7,
+    },
     fed_df={'steps': 4 if quick else 100},
   )

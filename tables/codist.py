@@ -24,57 +24,16 @@ _CIFAR100 = {
   'full': {
     'preset': 'cifar100',
     'pools.models': ('resnet20', 'resnet18'),
-    'pools.clients_fraction': (1.0, 0.15),
     'server.rounds_per_decay': 2400,
-    'server.learning_rate_decay': 0.3,
     'program.rounds': 4000,
-    'program.rounds_per_evaluation': 20,
   },
-  'machine': {
-    'preset': 'cifar100',
-    'pools.clients_fraction': (1.0, 0.15),
-    'server.rounds_per_decay': 300,
-    'server.learning_rate_decay': 0.3,
-    'program.rounds': 500,
-    'program.rounds_per_evaluation': 20,
-  },
+  'machine': {'preset': 'cifar100'},
   'quick': {'preset': 'cifar100', 'quick': True},
 }
+# By scale, of MERGED CODIST: it begins when the server's rate decays.
+_MERGED = {'full': {'merged.warmup_rounds': 2400}, 'machine': {}, 'quick': {}}
 _FED_AVG = {'algorithm.name': 'fed_avg'}
-# Of PERIODIC and MERGED at the scales `full` and `machine`.
-_DISTILLATION = {'distillation.augment': True, 'distillation.batch_size': 64}
-
-
-def _merged(scale: str) -> dict:
-  """Returns the flags of MERGED CODIST on CIFAR-100.
-
-  It begins when the server's rate has decayed. FedAdam multiplies every pseudo-
-  gradient, by up to η / ε, which is 3 at the decayed rate and 10 before; what
-  that adds to d is blind extrapolation. So the distillation goes far in steps
-  of its own, and its weight, 0.43 with `rescale`, has the server take about one
-  such d a round.
-  """
-  if scale == 'quick':
-    return {}
-  return {
-    **_DISTILLATION,
-    'merged.warmup_rounds': _CIFAR100[scale]['server.rounds_per_decay'],
-    'merged.learning_rate': 1e-3,
-    'merged.steps': 20,
-    'merged.distillation_weight': (0.02, 0.3),
-  }
-
-
-def _periodic(scale: str, period: int, steps: int) -> dict:
-  """Returns the flags of PERIODIC CODIST on CIFAR-100."""
-  flags = {
-    'algorithm.name': 'periodic_codist',
-    'periodic.period': period,
-    'periodic.steps': steps,
-  }
-  if scale != 'quick':
-    flags.update({**_DISTILLATION, 'periodic.learning_rate': 1e-3})
-  return flags
+_PERIODIC = {'algorithm.name': 'periodic_codist'}
 
 
 def _accuracy(small: float, large: float) -> dict:
@@ -85,11 +44,8 @@ def _accuracy(small: float, large: float) -> dict:
 def codist_cifar100(scale: str) -> reproduction.Table:
   """Pools by capacity on CIFAR-100: the paper's main result."""
   common = _CIFAR100[scale]
-  # The paper's p = s = 200, in all its experiments; shorter periods for fewer
-  # rounds.
-  period, steps = {'full': (200, 200), 'machine': (100, 200), 'quick': (1, 5)}[
-    scale
-  ]
+  # The paper's p = s = 200; the preset has a shorter period for fewer rounds.
+  periodic = {'full': {'periodic.period': 200}}.get(scale, {})
   return reproduction.Table(
     title='CoDist on CIFAR-100, pools by capacity',
     source=_SOURCE,
@@ -103,12 +59,10 @@ def codist_cifar100(scale: str) -> reproduction.Table:
       reproduction.Row(
         'fed_avg', {**common, **_FED_AVG}, published=_accuracy(31.84, 24.76)
       ),
-      reproduction.Row(
-        'periodic_codist', {**common, **_periodic(scale, period, steps)}
-      ),
+      reproduction.Row('periodic_codist', {**common, **_PERIODIC, **periodic}),
       reproduction.Row(
         'merged_codist',
-        {**common, **_merged(scale)},
+        {**common, **_MERGED[scale]},
         published=_accuracy(33.02, 25.83),
       ),
     ),
@@ -167,10 +121,8 @@ def codist_stackoverflow_domains(scale: str) -> reproduction.Table:
 @reproduction.tables.register('codist_distillation_data')
 def codist_distillation_data(scale: str) -> reproduction.Table:
   """MERGED CODIST with better and worse distillation data."""
-  common, merged = _CIFAR100[scale], _merged(scale)
-  # The distillation clients are set aside in every row, though not all use
-  # them, so that all pools have the same clients.
-  other = {'unlabelled.weights': (0, 1)}
+  common = _CIFAR100[scale]
+  merged = {**common, **_MERGED[scale]}
   return reproduction.Table(
     title='What the distillation data has to be, on CIFAR-100',
     source=f'{_SOURCE} It claims a gain with all three, without numbers that '
@@ -183,26 +135,17 @@ def codist_distillation_data(scale: str) -> reproduction.Table:
     choices=_CIFAR100_CHOICES,
     rows=(
       reproduction.Row('fed_avg', {**common, **_FED_AVG}),
-      reproduction.Row('in_domain', {**common, **merged}),
+      reproduction.Row('in_domain', merged),
       reproduction.Row(
-        'out_of_domain',
-        {
-          **common,
-          **merged,
-          'unlabelled.sources': ('clients', 'tfds:cifar10'),
-          **other,
-        },
+        'out_of_domain', {**merged, 'preset': 'cifar100_out_of_domain'}
       ),
-      reproduction.Row(
-        'limited', {**common, **merged, 'unlabelled.max_examples': 50}
-      ),
+      reproduction.Row('limited', {**merged, 'preset': 'cifar100_limited'}),
       reproduction.Row(
         'noise',
         {
-          **common,
           **merged,
           'unlabelled.sources': ('clients', 'noise'),
-          **other,
+          'unlabelled.weights': (0, 1),
         },
       ),
     ),
@@ -228,7 +171,12 @@ def periods(scale: str) -> reproduction.Table:
       *(
         reproduction.Row(
           f'p{period}_s{steps}',
-          {**common, **_periodic(scale, period, steps)},
+          {
+            **common,
+            **_PERIODIC,
+            'periodic.period': period,
+            'periodic.steps': steps,
+          },
           label=f'p={period} s={steps}',
         )
         for period, steps in pairs
@@ -242,8 +190,6 @@ def pools(scale: str) -> reproduction.Table:
   """MERGED CODIST between two, three and four pools."""
   medium, middle = ('medium', 0.3, 0.1), ('middle', 0.5, 0.05)
   small, large = ('small', 1.0, 0.02), ('large', 0.15, 0.3)
-  common = {**_CIFAR100[scale]}
-  common.pop('pools.models', None)
   models = {
     'small': 'small',
     'middle': 'medium',
@@ -261,7 +207,7 @@ def pools(scale: str) -> reproduction.Table:
   def row(name: str, *chosen: tuple[str, float, float], fed_avg: bool = False):
     names, fractions, weights = zip(*chosen)
     flags = {
-      **common,
+      **_CIFAR100[scale],
       'pools.names': names,
       'pools.models': tuple(models[n] for n in names),
       'pools.clients_fraction': fractions,
@@ -269,7 +215,7 @@ def pools(scale: str) -> reproduction.Table:
     if fed_avg:
       return reproduction.Row(name, {**flags, **_FED_AVG})
     return reproduction.Row(
-      name, {**flags, **_merged(scale), 'merged.distillation_weight': weights}
+      name, {**flags, **_MERGED[scale], 'merged.distillation_weight': weights}
     )
 
   four = (small, middle, medium, large)

@@ -33,6 +33,7 @@ def fedopt(scale: str) -> reproduction.Table:
     'pools.models': 'small' if scale == 'machine' else 'resnet18',
     'pools.clients_fraction': 1.0,
     'unlabelled.sources': 'none',
+    'server.rounds_per_decay': 'none',
     **{
       'full': {
         'program.rounds': 4000,

@@ -252,14 +252,24 @@ def test_presets_differ_where_they_should():
   assert differences('cifar100_domains') == {
     'pools.clients_fraction',
     'pools.domains',
+    'server.rounds_per_decay',
+    'server.learning_rate_decay',
+    'distillation.batch_size',
+    'distillation.augment',
     'distillation.epsilon',
-    'periodic.learning_rate',
+    'periodic.period',
+    'periodic.steps',
     'merged.distillation_weight',
+    'merged.steps',
+    'merged.learning_rate',
     'merged.match_norm',
     'merged.warmup_rounds',
     'program.rounds',
   }
-  assert differences('cifar100_out_of_domain') == {'unlabelled.sources'}
+  assert differences('cifar100_out_of_domain') == {
+    'unlabelled.sources',
+    'unlabelled.weights',
+  }
   assert differences('cifar100_limited') == {'unlabelled.max_examples'}
   assert differences('three_pools') == {
     'pools.names',
