@@ -102,11 +102,7 @@ def codist_stackoverflow_domains(scale: str) -> reproduction.Table:
       reproduction.Row('fed_avg', {**common, **_FED_AVG}),
       reproduction.Row(
         'periodic_codist',
-        {
-          **common,
-          'algorithm.name': 'periodic_codist',
-          **periodic.get(scale, {}),
-        },
+        {**common, **_PERIODIC, **periodic.get(scale, {})},
       ),
       reproduction.Row(
         'merged_codist',
@@ -257,9 +253,7 @@ def domain_shift(scale: str) -> reproduction.Table:
     choices='all of it.',
     rows=(
       reproduction.Row('fed_avg', {**common, **_FED_AVG}),
-      reproduction.Row(
-        'periodic_codist', {**common, 'algorithm.name': 'periodic_codist'}
-      ),
+      reproduction.Row('periodic_codist', {**common, **_PERIODIC}),
       reproduction.Row('merged_codist', {**common, **merged}),
     ),
     metrics=('out_of_domain/accuracy', 'in_domain/accuracy'),

@@ -134,7 +134,9 @@ def set_flags(
   for name, value in values.items():
     field, pool = _split(name)
     by_field.setdefault(field, {})[pool or ''] = value
-  of_one_pool = {f'--{field}' for field, of in by_field.items() if '' not in of}
+  of_one_pool = {
+    f'--{field}' for field, of_pools in by_field.items() if '' not in of_pools
+  }
   result, is_kept = [], True
   for argument in flags:
     if argument.startswith('--'):
