@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
   Attributes:
     pools: The pools.
-    task: The task, of which an algorithm uses preprocessing and padding.
+    task: The task.
     examples_type: TFF type of a client's examples.
     unlabelled: The server's distillation data U; `None` if there is none.
     validation: The server's labelled examples `<x, y>`, which measure teachers

@@ -37,6 +37,8 @@ class _Range(NamedTuple):
 
 _POSITIVE = _Range('a number above 0', lambda v: 0 < v < math.inf)
 _POSITIVE_ALL = _Range('numbers above 0', lambda v: 0 < v < math.inf)
+_NOT_NEGATIVE = _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
+_NOT_NEGATIVE_ALL = _Range('numbers of at least 0', lambda v: 0 <= v < math.inf)
 _INNER_SHARE = _Range('a number in (0, 1)', lambda v: 0 < v < 1)
 _DELTA = _Range('a number above 0 and at most 0.01', lambda v: 0 < v <= 0.01)
 _SHARE = _Range('numbers in (0, 1]', lambda v: 0 < v <= 1)
@@ -167,13 +169,9 @@ class UnlabelledConfig(_Group):
   # and not 0 everywhere. A source of weight 0 takes part in nothing, but
   # clients still sets its clients aside: runs with other data train on the same
   # ones.
-  weights: tuple[float, ...] = _field(
-    (1.0,), _Range('numbers of at least 0', lambda v: 0 <= v < math.inf)
-  )
+  weights: tuple[float, ...] = _field((1.0,), _NOT_NEGATIVE_ALL)
   # Share of the training clients that the source clients sets aside. (0, 1).
-  clients_fraction: float = _field(
-    0.1, _Range('a number in (0, 1)', lambda v: 0 < v < 1)
-  )
+  clients_fraction: float = _field(0.1, _INNER_SHARE)
   # Domains of the examples that clients and held_out give; empty takes all.
   domains: tuple[str, ...] = ()
   # Examples in U at most. At least 1.
@@ -379,9 +377,7 @@ class ServerConfig(_Group):
   epsilon: float = _field(1e-3, _POSITIVE)
   # Second moment before the first round, v_{-1}. At least 0; None takes the
   # flavor's own: 0 (reddi), 0.1 (TFF's Adagrad), 1e-6 (TFF's Yogi).
-  initial_accumulator: Optional[float] = _optional(
-    float, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
-  )
+  initial_accumulator: Optional[float] = _optional(float, _NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -498,7 +494,7 @@ class MergedConfig(_Group):
   # Distillation steps in a round. At least 1.
   steps: int = _field(1, _COUNT)
   # Learning rate of the distillation's Adam; the server optimizer multiplies
-  # its steps. Above 0.
+  # its steps. Above 0. With match_norm and a single step any rate is the same.
   learning_rate: float = _field(1e-5, _POSITIVE)
   # Rounds at the start in which alpha is 0. At least 0.
   warmup_rounds: int = _field(0, _COUNT_OR_0)
@@ -575,9 +571,7 @@ class FDConfig(_Group):
 
   # Weight of the cross-entropy with the others' mean answer, gamma. At least
   # 0, which is training alone.
-  gamma: float = _field(
-    1.0, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
-  )
+  gamma: float = _field(1.0, _NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -591,9 +585,7 @@ class FedMDConfig(_Group):
   alignment_size: int = _field(5000, _COUNT)
   # Weight c of the clients of each pool in the consensus, relative to the
   # others'. At least 0, and not 0 everywhere.
-  consensus_weights: tuple[float, ...] = _field(
-    (1.0,), _Range('numbers of at least 0', lambda v: 0 <= v < math.inf)
-  )
+  consensus_weights: tuple[float, ...] = _field((1.0,), _NOT_NEGATIVE_ALL)
   # Learning rate of all Adams. Above 0.
   learning_rate: float = _field(1e-3, _POSITIVE)
   # Passes over d_j that digest the consensus. At least 0; with 0 nobody learns
@@ -662,9 +654,7 @@ class FedAUXConfig(_Group):
   pretraining_learning_rate: float = _field(1e-3, _POSITIVE)
   # Standard deviation of the noise that an autoencoder takes off its inputs, in
   # their unit. At least 0.
-  pretraining_noise: float = _field(
-    0.1, _Range('a number of at least 0', lambda v: 0 <= v < math.inf)
-  )
+  pretraining_noise: float = _field(0.1, _NOT_NEGATIVE)
   # Share of U that stands for what no client has, U^-; the rest is distilled
   # on. (0, 1).
   negatives_fraction: float = _field(0.2, _INNER_SHARE)

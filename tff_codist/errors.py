@@ -1,12 +1,13 @@
-"""Every exception of the package.
+"""Every exception of the package, and a check that commands share.
 
 An error states what was found, what was expected and how to fix it. Each class
 also derives from the builtin that fits it, so callers may catch either, and
 carries the exit code with which a command ends on it.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 
@@ -117,19 +118,42 @@ class ComputationError(CodistError, RuntimeError):
     super().__init__(found, expected=expected, fix=fix)
     self.client = client
 
-  def among(self, pool: str, client_ids: Sequence[str]) -> 'ComputationError':
-    """Returns the error with the names of the pool and the client.
 
-    Args:
-      pool: The pool.
-      client_ids: The clients of its cohort, as far as they are known.
-    """
+@contextlib.contextmanager
+def in_pool(pool: str, client_ids: Sequence[str] = ()) -> Iterator[None]:
+  """Names the pool, and the client, of a `ComputationError` inside.
+
+  Args:
+    pool: The pool.
+    client_ids: The clients of its cohort, as far as they are known.
+  """
+  try:
+    yield
+  except ComputationError as error:
     where = f'in pool {pool!r}'
-    if self.client is not None and client_ids:
-      where += f', client id {client_ids[self.client]!r}'
-    return ComputationError(
-      f'{where}, {self.found}',
-      expected=self.expected,
-      fix=self.fix,
-      client=self.client,
-    )
+    if error.client is not None and client_ids:
+      where += f', client id {client_ids[error.client]!r}'
+    raise ComputationError(
+      f'{where}, {error.found}',
+      expected=error.expected,
+      fix=error.fix,
+      client=error.client,
+    ) from error
+
+
+def check_above_0(**numbers: int) -> None:
+  """Checks numbers of a command line.
+
+  Args:
+    **numbers: By flag, without its dashes.
+
+  Raises:
+    ConfigError: If one is below 1.
+  """
+  for name, number in numbers.items():
+    if number < 1:
+      raise ConfigError(
+        f'--{name} {number}',
+        expected='an integer above 0',
+        fix=f'correct --{name}',
+      )

@@ -36,7 +36,7 @@ def descend(
     optimizer: The optimizer.
     optimizer_state: Its state for these weights.
     num_examples: Number of rows n, an int32 scalar.
-    epochs: Passes over the rows, at least 1.
+    epochs: Passes over the rows, at least 0; a number or an int32 scalar.
     batch_size: Rows in a step, at least 1.
     seed: int32 `[2]`.
     zeros: The structure of the sums, of zeros.
