@@ -237,6 +237,21 @@ def test_named_aggregators_run(linear, context, name):
   assert all(np.isfinite(g).all() for g in result['pseudo_gradient'])
 
 
+def test_compressed_updates_are_a_function_of_the_seed(context):
+  # Only tensors of more than 20,000 elements are compressed.
+  model = models.Model('wide', lambda: models.mlp((4,), 3, widths=(8000,)))
+  update = _build(model, aggregator_name='compressed')
+  weights, cohort = model.initialize(0), [toys.seeded(toys.make_examples(5))]
+  one, other = (
+    update.next(update.initialize(), weights, cohort) for _ in range(2)
+  )
+  toys.assert_same(one['pseudo_gradient'], other['pseudo_gradient'])
+  exact = _build(model).next(_build(model).initialize(), weights, cohort)
+  assert not np.array_equal(
+    one['pseudo_gradient'][0], exact['pseudo_gradient'][0]
+  )
+
+
 def test_any_tff_factory_plugs_in(linear, context):
   sums = _build(linear, aggregator=tff.aggregators.SumFactory())
   means = _build(linear, aggregator=tff.aggregators.UnweightedMeanFactory())

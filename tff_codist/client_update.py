@@ -42,7 +42,10 @@ aggregators.register('mean')(
   lambda: tff.aggregators.MeanFactory(no_nan_division=True)
 )
 aggregators.register('robust')(tff.learning.robust_aggregator)
-aggregators.register('compressed')(tff.learning.compression_aggregator)
+# Rounds to the nearest: by default TFF rounds at random, without a seed.
+aggregators.register('compressed')(
+  lambda: tff.learning.compression_aggregator(stochastic=False)
+)
 
 
 class ClientResult(NamedTuple):
@@ -52,7 +55,8 @@ class ClientResult(NamedTuple):
     pseudo_gradient: θ − θ_k, the structure of the weights.
     weight: w_k before normalisation, float32 scalar.
     metrics: Sums over the client's training labels: `loss` (nats), `correct`,
-      `labels`, and the counts `examples`, `clients`, `clients_dropped`.
+      `labels`, and the counts `examples`, one for each epoch, `clients` and
+      `clients_dropped`.
   """
 
   pseudo_gradient: tuple

@@ -81,6 +81,9 @@ def test_budget_that_is_never_reached_changes_nothing():
 def test_budget_below_the_first_round_is_refused():
   with pytest.raises(errors.ConfigError, match='at least one round'):
     ledger_lib.Ledger(_pools(), _config(max_epsilon=1e-4))
+  bare = _config(mechanism=('gaussian', 'none'), max_epsilon=8.0)
+  with pytest.raises(errors.ConfigError, match='give every pool a'):
+    ledger_lib.Ledger(_pools(), bare)
 
 
 def test_pool_without_a_mechanism_leaves_its_clients_without_protection():

@@ -1,6 +1,7 @@
 """Mechanisms: what they release, on both runtimes."""
 
 import collections
+import secrets
 
 import numpy as np
 import pytest
@@ -151,6 +152,15 @@ def test_reproducible_noise_is_a_function_of_the_seed(mechanism, context):
 def _first_noise(process):
   output = process.next(process.initialize(), _updates(0.0))
   return output.result[0]
+
+
+def test_noise_of_a_tree_starts_from_entropy(monkeypatch, context):
+  monkeypatch.setattr(secrets, 'randbits', lambda bits: 7)
+  one, same = (_process('tree', noise_multiplier=(1.0,)) for _ in range(2))
+  monkeypatch.setattr(secrets, 'randbits', lambda bits: 8)
+  other = _process('tree', noise_multiplier=(1.0,))
+  np.testing.assert_array_equal(_first_noise(one), _first_noise(same))
+  assert not np.array_equal(_first_noise(one), _first_noise(other))
 
 
 def test_seeded_noise_differs_between_rounds_and_tensors(context):
@@ -324,6 +334,14 @@ def test_what_would_break_the_guarantee_is_refused(change, message):
   config = config_lib.change(_config('gaussian'), **change)
   with pytest.raises(errors.ConfigError, match=message):
     mechanisms.build_protections([_pool()], config)
+
+
+def test_fixed_cohorts_of_a_domain_are_refused():
+  config = _config('gaussian', noise_multiplier=(1.0,))
+  pool = _pool('fixed')._replace(domains=('animals',))
+  with pytest.raises(errors.ConfigError, match='sampling poisson'):
+    mechanisms.build_protections([pool], config)
+  mechanisms.build_protections([pool._replace(sampling='poisson')], config)
 
 
 def test_tree_needs_bounded_participation():

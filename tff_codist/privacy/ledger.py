@@ -7,6 +7,7 @@ configuration says.
 
 import dataclasses
 import importlib.metadata
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Optional, Protocol
 
@@ -102,7 +103,9 @@ class Ledger:
         f'--privacy.max_epsilon {max_epsilon:g} and epsilon '
         f'{first.worst.epsilon:.4g} after the first round',
         expected='a budget for at least one round',
-        fix='raise it, or raise --privacy.noise_multiplier',
+        fix='give every pool a --privacy.mechanism'
+        if math.isinf(first.worst.epsilon)
+        else 'raise it, or raise --privacy.noise_multiplier',
       )
     return rounds
 
@@ -223,7 +226,8 @@ def open_ledger(
 
 
 _ACCOUNTANTS = {
-  'pld': 'Privacy loss distributions',
+  'pld': 'Renyi differential privacy, tightened by privacy loss distributions '
+  'where they can be computed,',
   'rdp': 'Renyi differential privacy',
 }
 

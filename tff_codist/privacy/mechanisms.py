@@ -7,12 +7,13 @@ who takes part would be a release of its own.
 
     ĝ = (Σ_k clip(g_k, C) + N(0, (z·C)²·I)) / m
 
-Noise comes from the operating system's entropy, or the clock, and not from the
-run's seed, which is published with the run.
+Noise comes from the operating system's entropy, and not from the run's seed,
+which is published with the run.
 """
 
 import collections
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
@@ -135,9 +136,12 @@ def _tree(plan):
   change. A new tree starts with each epoch, so that a client is in each tree
   at most once.
   """
-  pool, noise_seed = plan.pool, None
+  pool = plan.pool
   if plan.privacy.reproducible_noise:
     noise_seed = int(_noise_seed(plan, 'updates')[0])
+  else:
+    # The query's own seed is the time, which `environment.json` tells.
+    noise_seed = secrets.randbits(62)
   query = tfp.TreeResidualSumQuery.build_l2_gaussian_query(
     float(plan.clip),
     float(plan.releases.noise_multiplier),
@@ -263,7 +267,9 @@ def build_protections(
   clips = config.pools.per_pool('privacy.clip', privacy.clip)
   planned = {one.pool: one for one in ledger.planned_releases(pools, config)}
   if planned:
-    _check_nothing_else_is_released(config)
+    _check_nothing_else_is_released(
+      config, [pool for pool in pools if pool.name in planned]
+    )
   protections = []
   for pool in pools:
     plan = Plan(
@@ -276,9 +282,19 @@ def build_protections(
   return protections
 
 
-def _check_nothing_else_is_released(config: config_lib.Config) -> None:
-  """Checks that clients' data leave them only through a mechanism."""
+def _check_nothing_else_is_released(
+  config: config_lib.Config, protected: Sequence[pools_lib.Pool]
+) -> None:
+  """Checks that clients' data leave them only as the accountant has it."""
   broken = (
+    (
+      any(pool.domains and pool.sampling == 'fixed' for pool in protected),
+      '--pools.domains with --pools.sampling fixed',
+      'cohorts from all clients of a pool: those of a fixed size pass over '
+      'clients without an example in its domain, and the others take part more '
+      'often than epsilon counts',
+      'set --pools.sampling poisson',
+    ),
     (
       config.client.weighting != 'uniform',
       f'--client.weighting {config.client.weighting}',
