@@ -228,6 +228,14 @@ def test_field_that_nothing_reads_is_refused(fields, idle):
     experiment_lib.check_no_idle_field(config, [field])
 
 
+def test_temperature_that_cancels_out_is_refused():
+  l2 = _config(distillation={'loss': 'l2'})
+  with pytest.raises(errors.ConfigError, match='loss l2, whose'):
+    experiment_lib.check_no_idle_field(l2, ['distillation.temperature'])
+  scaled = config_lib.change(l2, distillation={'temperature_exponent': 0})
+  experiment_lib.check_no_idle_field(scaled, ['distillation.temperature'])
+
+
 @pytest.mark.parametrize('quick', [True, False])
 @pytest.mark.parametrize('name', task_lib.presets.names())
 def test_presets_have_known_names(name, quick):

@@ -120,6 +120,12 @@ def check_no_idle_field(
     'server.learning_rate_decay': not config.server.rounds_per_decay
     and 'no --server.rounds_per_decay',
   }
+  if config.distillation.loss == 'l2' and (
+    config.distillation.temperature_exponent == 2
+  ):
+    replaced['distillation.temperature'] = (
+      '--distillation.loss l2, whose T^2 takes it out'
+    )
   if config.ds_fl.aggregation == 'simple':
     replaced['ds_fl.temperature'] = '--ds_fl.aggregation simple'
   if config.fed_aux.epsilon == math.inf:

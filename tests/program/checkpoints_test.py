@@ -86,6 +86,9 @@ def test_resumed_run_removes_later_and_half_written_checkpoints(
   for version in (1, 2):
     _save(manager, version)
   (tmp_path / 'checkpoints' / '.round_00000003.npz.42').touch()
+  # Between the checksum and its checkpoint, when it was written or removed.
+  (tmp_path / 'checkpoints' / 'round_00000000.npz.sha256').touch()
+  (tmp_path / 'checkpoints' / 'round_00000003.npz.sha256').touch()
   asyncio.run(manager.remove_after(1))
   names = {p.name for p in (tmp_path / 'checkpoints').iterdir()}
   assert names == {'round_00000001.npz', 'round_00000001.npz.sha256'}
@@ -99,11 +102,17 @@ def test_missing_and_existing_versions(manager):
     _save(manager, 1)
 
 
-def test_full_disk_leaves_no_half_written_file(manager, tmp_path, monkeypatch):
+@pytest.mark.parametrize('num_written', [0, 1])
+def test_full_disk_leaves_no_half_written_file(
+  manager, tmp_path, monkeypatch, num_written
+):
   _save(manager, 1)
+  calls = []
 
   def no_space(descriptor):
-    raise OSError(28, 'No space left on device')
+    calls.append(descriptor)
+    if len(calls) > num_written:
+      raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(files.os, 'fsync', no_space)
   with pytest.raises(errors.StorageError, match='No space left'):

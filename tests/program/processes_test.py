@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tff_codist import errors
 from tff_codist.program import processes
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -35,6 +36,13 @@ def test_yields_exit_codes_and_keeps_the_output(training):
     assert command.startswith('$ ')
     assert one.command[0] in command
     assert output == said
+
+
+def test_log_that_cannot_be_written(training):
+  one = training('one', '')
+  one.log.mkdir()
+  with pytest.raises(errors.StorageError, match=r'one\.log that cannot be wri'):
+    list(processes.run([one], jobs=1))
 
 
 def test_takes_the_next_training_after_it_has_yielded_the_one_before(training):

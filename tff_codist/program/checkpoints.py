@@ -74,11 +74,15 @@ class CheckpointManager(tff.program.ProgramStateManager):
     buffer = io.BytesIO()
     np.savez(buffer, names=np.frombuffer(_encode(names), np.uint8), **arrays)
     content = buffer.getvalue()
-    files.write(
-      self._checksum_path(version),
-      hashlib.sha256(content).hexdigest().encode(),
-    )
-    files.write(path, content)
+    try:
+      files.write(
+        self._checksum_path(version),
+        hashlib.sha256(content).hexdigest().encode(),
+      )
+      files.write(path, content)
+    except errors.StorageError:
+      self._remove(version)
+      raise
     for old in (await self.get_versions())[: -self._keep]:
       self._remove(old)
 
@@ -156,13 +160,17 @@ class CheckpointManager(tff.program.ProgramStateManager):
   async def remove_after(self, version: int) -> None:
     """Removes what a resumed run will write again: all versions above one.
 
-    Also what a kill left half-written; no other process may be writing here.
+    Also what a kill left half-written or half-removed; no other process may be
+    writing here.
     """
     for later in await self.get_versions() or ():
       if later > version:
         self._remove(later)
     for half_written in self._root_dir.glob(f'.{_PREFIX}*'):
       half_written.unlink()
+    for checksum in self._root_dir.glob(f'{_PREFIX}*.sha256'):
+      if not checksum.with_suffix('').exists():
+        checksum.unlink()
 
   async def remove_all(self) -> None:
     """Removes all versions."""

@@ -53,8 +53,6 @@ def run(
     print('Stopped.', file=sys.stderr)
     code = 128 + signal.SIGINT
   except BrokenPipeError:
-    # Who read the output has seen enough; Python would complain at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
   except SystemExit as ended:
     # argparse, after --help or on a wrong flag.
@@ -62,6 +60,12 @@ def run(
   except Exception:
     traceback.print_exc()
     code = 1
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Who read the output has seen enough; Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 128 + signal.SIGPIPE
   if 'tensorflow_federated' in sys.modules:
     runtime.uninstall()
   sys.exit(code)

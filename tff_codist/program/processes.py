@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from tff_codist import errors
 from tff_codist.program import stopping
 
 _POLL_SECONDS = 1.0
@@ -80,6 +81,7 @@ def run(
     The trainings in the order in which they end.
 
   Raises:
+    StorageError: If a log cannot be written; the processes have ended.
     StopRequested: After a signal, when all processes have ended; what they did
       is in their checkpoints.
   """
@@ -143,10 +145,8 @@ def last_words(log: pathlib.Path) -> str:
 
 
 def _start(training: Training) -> subprocess.Popen:
-  training.log.parent.mkdir(parents=True, exist_ok=True)
+  _begin_log(training)
   with open(training.log, 'ab') as log:
-    log.write(f'{_PROMPT}{shlex.join(training.command)}\n'.encode())
-    log.flush()
     # A session of its own: Ctrl-C reaches it once, through this process.
     return subprocess.Popen(
       [
@@ -159,6 +159,19 @@ def _start(training: Training) -> subprocess.Popen:
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
+
+
+def _begin_log(training: Training) -> None:
+  try:
+    training.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(training.log, 'ab') as log:
+      log.write(f'{_PROMPT}{shlex.join(training.command)}\n'.encode())
+  except OSError as error:
+    raise errors.StorageError(
+      f'a log {training.log} that cannot be written ({error.strerror})',
+      expected='a writable folder with free space',
+      fix='free space, then start the command again to resume',
+    ) from error
 
 
 def _stop(processes: Iterable[subprocess.Popen]) -> None:

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import csv
 import io
+import json
 import logging
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 from tensorboard.compat.proto import event_pb2
@@ -23,6 +25,9 @@ from tqdm.contrib import logging as tqdm_logging
 from tff_codist import errors
 from tff_codist import files
 from tff_codist.program import run_folder as run_folder_lib
+
+# TensorBoard writes through TensorFlow, whose errors are no OSErrors.
+_WRITE_ERRORS = (OSError, tf.errors.OpError)
 
 
 class ProgressBar(tff.program.ReleaseManager):
@@ -89,13 +94,17 @@ class CsvFile(tff.program.ReleaseManager):
   """
 
   def __init__(self, path: os.PathLike):
-    """Names the file; it need not exist.
+    """Checks the file, if it exists.
 
     Args:
       path: The file. Its first column is `round`.
+
+    Raises:
+      RunFolderError: If it is not as this class writes it.
     """
     self._path = pathlib.Path(path)
     self._columns: Optional[list[str]] = None
+    self._read()
 
   async def release(self, value: Mapping[str, Any], key: int) -> None:
     """Writes the row of round `key`; the first call drops it and later ones."""
@@ -108,25 +117,48 @@ class CsvFile(tff.program.ReleaseManager):
         writer = csv.DictWriter(file, self._columns, lineterminator='\n')
         writer.writerow(row)
 
+  def sync(self) -> None:
+    """Makes the rows survive a power cut."""
+    if self._path.exists():
+      with open(self._path, 'rb') as file:
+        os.fsync(file.fileno())
+
   def _rewrite(self, row: Mapping[str, Any]) -> None:
     """Writes the header, the rows before `row`, and `row`."""
-    lines = []
-    if self._path.exists():
-      # A line without its end was cut off by a kill.
-      lines = [
-        line
-        for line in self._path.read_text().splitlines(keepends=True)
-        if line.endswith('\n')
-      ]
-    reader = csv.DictReader(lines)
-    earlier = [r for r in reader if int(r['round']) < row['round']]
-    columns = list(reader.fieldnames or ())
+    columns, rows = self._read()
+    earlier = [r for r in rows if int(r['round']) < row['round']]
     self._columns = columns + [name for name in row if name not in columns]
     text = io.StringIO()
     writer = csv.DictWriter(text, self._columns, lineterminator='\n')
     writer.writeheader()
     writer.writerows([*earlier, row])
     files.write(self._path, text.getvalue().encode())
+
+  def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns columns and rows, without a last line that a kill has cut off."""
+    if not self._path.exists():
+      return [], []
+    try:
+      lines = self._path.read_text().splitlines(keepends=True)
+      table = list(
+        csv.reader((x for x in lines if x.endswith('\n')), strict=True)
+      )
+    except (UnicodeDecodeError, csv.Error) as error:
+      raise self._damaged(str(error)) from error
+    columns, *rows = table or [['round']]
+    if columns[:1] != ['round']:
+      raise self._damaged('line 1 without the columns')
+    for line, row in enumerate(rows, start=2):
+      if len(row) != len(columns) or not row[0].isdecimal():
+        raise self._damaged(f'line {line}')
+    return columns, [dict(zip(columns, row)) for row in rows]
+
+  def _damaged(self, where: str) -> errors.RunFolderError:
+    return errors.RunFolderError(
+      f'a damaged {self._path} ({where})',
+      expected='the file as bin/train.py wrote it, to resume the run',
+      fix='put the file back, or start the run in another folder',
+    )
 
 
 class EventFile(tff.program.ReleaseManager):
@@ -161,7 +193,9 @@ class EventFile(tff.program.ReleaseManager):
 
   def close(self) -> None:
     """Ends the writer's thread."""
-    self._writer.close()
+    # Every release was flushed, or has raised already.
+    with contextlib.suppress(*_WRITE_ERRORS):
+      self._writer.close()
 
   def _add(self, step: int, **content) -> None:
     self._writer.add_event(
@@ -172,21 +206,33 @@ class EventFile(tff.program.ReleaseManager):
 class Recorder:
   """Records a round's metrics in the run folder and on the terminal."""
 
-  def __init__(self, folder: run_folder_lib.RunFolder, progress: ProgressBar):
-    """Opens the files of a run.
+  def __init__(
+    self,
+    folder: run_folder_lib.RunFolder,
+    pool_names: Sequence[str],
+    *,
+    rounds: int,
+    initial: int = 0,
+  ):
+    """Opens the files of a run, and the bar on the terminal.
 
     Args:
       folder: The run folder.
-      progress: The terminal's part.
+      pool_names: The pools that the terminal shows.
+      rounds: Rounds of the run.
+      initial: Rounds that are done already.
+
+    Raises:
+      RunFolderError: If the folder's `metrics.csv` is damaged.
+      StorageError: If the folder cannot be written.
     """
     self._folder = folder
-    try:
+    with self._storage_errors():
+      self._rows = CsvFile(folder.metrics)
       self._events = EventFile(folder.events)
-    except OSError as error:
-      raise self._storage_error(error) from error
-    self._progress = progress
+    self._progress = ProgressBar(pool_names, rounds=rounds, initial=initial)
     self._manager = tff.program.GroupingReleaseManager(
-      [CsvFile(folder.metrics), self._events, progress]
+      [self._rows, self._events, self._progress]
     )
 
   def record(self, metrics: Mapping[str, Any], round_num: int) -> None:
@@ -202,19 +248,65 @@ class Recorder:
     Raises:
       StorageError: If a file cannot be written.
     """
-    try:
+    with self._storage_errors():
       asyncio.run(self._manager.release(metrics, round_num))
-    except OSError as error:
-      raise self._storage_error(error) from error
+
+  def sync(self) -> None:
+    """Makes what has been recorded survive a power cut.
+
+    Raises:
+      StorageError: If it cannot be written.
+    """
+    with self._storage_errors():
+      self._rows.sync()
+
+  def announce(self, metrics: Mapping[str, Any], round_num: int) -> None:
+    """Keeps a round's metrics apart until they are recorded.
+
+    For a checkpoint that is written before its round is recorded: after a kill
+    in between, `catch_up` records the round.
+
+    Args:
+      metrics: Scalars under flat names.
+      round_num: The round, from 1.
+
+    Raises:
+      StorageError: If they cannot be written.
+    """
+    # Of the round announced before, nothing else is left.
+    self.sync()
+    values = {name: np.asarray(v).item() for name, v in metrics.items()}
+    content = {'round': round_num, 'metrics': values}
+    files.write(self._folder.announced, json.dumps(content).encode())
+
+  def catch_up(self, round_num: int) -> None:
+    """Records the announced round, perhaps again, if it is this one.
+
+    Args:
+      round_num: The round of the checkpoint from which the run goes on.
+
+    Raises:
+      StorageError: If a file cannot be written.
+    """
+    if self._folder.announced.exists():
+      content = json.loads(self._folder.announced.read_text())
+      if content['round'] == round_num:
+        self.record(content['metrics'], round_num)
 
   def close(self) -> None:
     """Ends the terminal's and TensorBoard's part."""
     self._progress.close()
     self._events.close()
 
-  def _storage_error(self, error: OSError) -> errors.StorageError:
-    return errors.StorageError(
-      f'metrics that cannot be written to {self._folder.path} ({error})',
-      expected='a writable folder with free space',
-      fix='free space, then start the command again to resume',
-    )
+  @contextlib.contextmanager
+  def _storage_errors(self) -> Iterator[None]:
+    try:
+      yield
+    except errors.StorageError:
+      raise
+    except _WRITE_ERRORS as error:
+      raise errors.StorageError(
+        f'metrics that cannot be written to {self._folder.path} ({error})',
+        expected='a writable folder with free space',
+        fix='free space, then start the command again to resume',
+      ) from error

@@ -35,6 +35,8 @@ class RunFolder:
     events: Folder of the TensorBoard events.
     models: Folder of the final Keras models.
     clients: The file of what clients keep between rounds.
+    announced: The file of a round's metrics that may not be in `metrics` yet,
+      although a checkpoint has the round.
   """
 
   def __init__(self, path: os.PathLike):
@@ -45,6 +47,7 @@ class RunFolder:
     self.events = self.path / 'events'
     self.models = self.path / 'models'
     self.clients = self.path / 'clients.sqlite'
+    self.announced = self.path / 'announced.json'
     self._config = self.path / 'config.json'
     self._environment = self.path / 'environment.json'
     self._pools = self.path / 'pools.json'
@@ -61,25 +64,27 @@ class RunFolder:
     """Returns the run's configuration.
 
     Raises:
-      RunFolderError: If the folder holds no run.
+      RunFolderError: If the folder holds no run, or cannot be read.
       ConfigError: If the run is of another version of the package.
     """
-    if not self._config.exists():
+    try:
+      text = self._config.read_text()
+    except OSError as error:
       raise errors.RunFolderError(
-        f'no config.json in {self.path}',
+        f'no config.json in {self.path} ({error.strerror})',
         expected='the folder of a run',
         fix='give the --run_dir of a run that bin/train.py made',
-      )
-    return config_lib.from_json(self._config.read_text())
+      ) from error
+    return config_lib.from_json(text)
 
   def check(self, config: config_lib.Config) -> None:
     """Checks that a configuration may be run, or resumed, in this folder.
 
     Raises:
-      RunFolderError: If the folder belongs to another configuration, or holds
-        other files.
+      RunFolderError: If the folder belongs to another configuration, holds
+        other files, or cannot be used.
     """
-    if not self._is_run():
+    if not files.holds(self.path, self._config.name, what='a run'):
       return
     different = config_lib.differences(self.read_config(), config)
     if different:
@@ -87,34 +92,8 @@ class RunFolder:
       raise errors.RunFolderError(
         f'a run with another configuration in {self.path} ({fields})',
         expected='the same configuration, to resume it',
-        fix='choose another --run_dir or leave those fields as they are there',
+        fix='choose another folder, or leave those fields as they are there',
       )
-
-  def _is_run(self) -> bool:
-    """Returns whether a run is in the folder; false if one can be put there."""
-    try:
-      if self._config.exists():
-        return True
-      # A kill while the first file was written leaves its temporary form.
-      if self.path.exists() and any(
-        not entry.name.startswith(f'.{self._config.name}.')
-        for entry in self.path.iterdir()
-      ):
-        raise errors.RunFolderError(
-          f'{self.path}, which holds something else than a run',
-          expected='a new or empty folder, or the folder of this run',
-          fix='choose another --run_dir',
-        )
-      parent = next(p for p in (self.path, *self.path.parents) if p.exists())
-      if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise NotADirectoryError(f'{parent} is no folder that can be written')
-    except OSError as error:
-      raise errors.RunFolderError(
-        f'a run folder {self.path} that cannot be used ({error})',
-        expected='a folder that this user may write',
-        fix='choose another --run_dir',
-      ) from error
-    return False
 
   def start(
     self, experiment: experiment_lib.Experiment, *, command: str
@@ -159,7 +138,8 @@ class RunFolder:
     files.write(self._privacy, statement.encode())
 
   def finish(self) -> None:
-    """Marks the run as finished."""
+    """Marks the run as finished, whose rounds have all been recorded."""
+    files.remove([self.announced])
     files.write(self._done, f'{_now()}\n'.encode())
 
   def fail(self, report: str) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -35,11 +35,15 @@ from tff_codist.program import stopping
 def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   """Trains in a run folder, from its last checkpoint if it has one.
 
-  The folder's files are described in the README. At SIGINT and SIGTERM the
-  current round is given up, the one before it is written as a checkpoint, and
-  `StopRequested` is raised; the same call later goes on from there, bit-equal
-  to a run that was never stopped. Call it in the main thread, which gets the
-  signals, and not inside a running event loop.
+  The folder's files are described in the README. At SIGINT, SIGTERM and SIGHUP
+  the current round is given up, the one before it is written as a checkpoint,
+  and `StopRequested` is raised; the same call later goes on from there,
+  bit-equal to a run that was never stopped. Call it in the main thread, which
+  gets the signals, and not inside a running event loop.
+
+  After a power cut or `kill -9`, `metrics.csv` has every round up to the
+  checkpoint from which the run goes on. In a run with privacy that is the last
+  round that was released: no round is released twice and counted once.
 
   Args:
     config: The configuration.
@@ -49,12 +53,14 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
   Raises:
     ConfigError: If the configuration cannot be run; nothing is written.
     DataError: If data is missing or corrupt; nothing is written.
-    RunFolderError: If the folder is not this run's; nothing is written.
-    CheckpointError: If there are checkpoints and none is intact.
+    RunFolderError: If the folder is not this run's, and nothing is written; or
+      if its metrics are damaged.
+    CheckpointError: If there are checkpoints and none is intact, or, in a run
+      with privacy, the newest is not.
     StorageError: If the folder cannot be written, as on a full disk.
     WorkerError: If the runtime's worker does not start, or dies twice.
     NonFiniteModelError: If a model is not finite any more.
-    StopRequested: After SIGINT or SIGTERM.
+    StopRequested: After a signal, see `stopping.StopOnSignal`.
   """
   folder = run_folder_lib.RunFolder(run_dir)
   folder.check(config)
@@ -62,20 +68,13 @@ def train(config: config_lib.Config, run_dir: os.PathLike) -> None:
     return
   store = client_store.ClientStore(folder.clients)
   with stopping.StopOnSignal() as stop, contextlib.closing(store):
-    with stop.interruptible():
-      experiment = experiment_lib.build_experiment(config, client_store=store)
-      ledger = ledger_lib.open_ledger(experiment.pools, config)
-    context = runtime.install(config.runtime.name, **config.runtime.options)
-    with context, files.lock(folder.path):
-      folder.start(experiment, command=shlex.join(sys.argv))
-      try:
-        _run_rounds(experiment, ledger, folder, stop)
-      except stopping.StopRequested:
-        raise
-      except Exception:
-        folder.fail(traceback.format_exc())
-        raise
-      folder.finish()
+    try:
+      _train(config, folder, store, stop)
+    except stopping.StopRequested as stopped:
+      checkpoint_manager = _checkpoint_manager(folder, config)
+      versions = asyncio.run(checkpoint_manager.get_versions())
+      stopped.has_checkpoint = versions is not None
+      raise
 
 
 def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
@@ -113,6 +112,32 @@ def evaluate(run_dir: os.PathLike) -> tuple[int, dict[str, float]]:
     return round_num, _Evaluation(experiment).measure(pool_models)
 
 
+def _train(
+  config: config_lib.Config,
+  folder: run_folder_lib.RunFolder,
+  store: client_store.ClientStore,
+  stop: stopping.StopOnSignal,
+) -> None:
+  with stop.interruptible():
+    experiment = experiment_lib.build_experiment(config, client_store=store)
+    ledger = ledger_lib.open_ledger(experiment.pools, config)
+  context = runtime.install(config.runtime.name, **config.runtime.options)
+  with context, files.lock(folder.path):
+    # Another process may have trained here since the first check.
+    folder.check(config)
+    if folder.is_done:
+      return
+    folder.start(experiment, command=shlex.join(sys.argv))
+    try:
+      _run_rounds(experiment, ledger, folder, stop)
+    except stopping.StopRequested:
+      raise
+    except Exception:
+      folder.fail(traceback.format_exc())
+      raise
+    folder.finish()
+
+
 def _run_rounds(
   experiment: experiment_lib.Experiment,
   ledger: Optional[ledger_lib.Ledger],
@@ -125,15 +150,18 @@ def _run_rounds(
     state = algorithm.initialize(config.seed)
   checkpoint_manager = _checkpoint_manager(folder, config)
   store = experiment.setting.client_store
-  saved, last_round = asyncio.run(checkpoint_manager.load_latest(state))
+  saved, last_round = (
+    _load_newest(checkpoint_manager, state)
+    if ledger
+    else asyncio.run(checkpoint_manager.load_latest(state))
+  )
   state = state if saved is None else saved
   asyncio.run(checkpoint_manager.remove_after(last_round))
 
   evaluation = _Evaluation(experiment)
-  progress = recorders.ProgressBar(
-    config.pools.names, rounds=program.rounds, initial=last_round
+  recorder = recorders.Recorder(
+    folder, config.pools.names, rounds=program.rounds, initial=last_round
   )
-  recorder = recorders.Recorder(folder, progress)
   final_round = ledger.final_round if ledger else program.rounds
   loader = clients.CohortLoader(
     experiment.train,
@@ -147,11 +175,13 @@ def _run_rounds(
     versions = asyncio.run(checkpoint_manager.get_versions()) or ()
     if last_round not in versions:
       # A checkpoint never refers to what is not there.
+      recorder.sync()
       store.keep(last_round, algorithm.client_states(state))
       asyncio.run(checkpoint_manager.save(state, last_round))
       store.keep_only(asyncio.run(checkpoint_manager.get_versions()))
 
   try:
+    recorder.catch_up(last_round)
     if last_round == 0:
       with stop.interruptible():
         metrics = evaluation.measure(algorithm.models(state))
@@ -178,13 +208,13 @@ def _run_rounds(
       state, last_round = new_state, round_num
       if ledger:
         # Nobody sees a release that is not in the ledger.
+        recorder.announce(metrics, round_num)
         save()
       recorder.record(metrics, round_num)
       if is_last or round_num % program.rounds_per_checkpoint == 0:
         save()
-  except stopping.StopRequested as stopped:
+  except stopping.StopRequested:
     save()
-    stopped.has_checkpoint = True
     raise
   finally:
     loader.close()
@@ -205,6 +235,31 @@ def _checkpoint_manager(
   return checkpoints.CheckpointManager(
     folder.checkpoints, keep=config.program.checkpoints_kept
   )
+
+
+def _load_newest(
+  checkpoint_manager: checkpoints.CheckpointManager, structure: Any
+) -> tuple[Any, int]:
+  """Returns the newest state and its round, as `load_latest`, or none at all.
+
+  Raises:
+    CheckpointError: If it is not intact. The rounds from an older one on would
+      be trained with other noise: released twice, and counted once.
+  """
+  versions = asyncio.run(checkpoint_manager.get_versions())
+  if versions is None:
+    return None, 0
+  newest = versions[-1]
+  try:
+    return asyncio.run(checkpoint_manager.load(newest, structure)), newest
+  except errors.CheckpointError as error:
+    raise errors.CheckpointError(
+      f'a run with privacy whose newest checkpoint is not intact: '
+      f'{error.found}',
+      expected='that checkpoint; from an older one, rounds would be released '
+      'twice and counted once',
+      fix='put it back, or start the run in another folder',
+    ) from error
 
 
 class _Evaluation:
