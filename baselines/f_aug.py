@@ -605,10 +605,10 @@ def with_f_aug(
       generator, sent, metrics = state.generator, state.sent, {}
       if not generator.is_known.any():
         generator, sent, metrics = augmentation.prepare(generator)
-      augmented = {
-        name: augmentation.augment(generator, cohort)
-        for name, cohort in cohorts.items()
-      }
+      augmented = {}
+      for name, cohort in cohorts.items():
+        with errors.in_pool(name, getattr(cohort, 'client_ids', ())):
+          augmented[name] = augmentation.augment(generator, cohort)
       new_state, method_metrics = method.next(
         state.method, augmented, round_num
       )
@@ -637,9 +637,7 @@ algorithm.algorithms.register(
 algorithm.algorithms.register(
   'fed_avg_f_aug',
   'f_aug',
-  'server',
-  'client.aggregator',
-  *client_update.MEAN_FIELDS,
+  *(name for name in codist.AVERAGING_FIELDS if name != 'privacy'),
 )(with_f_aug(codist.build_fed_avg))
 
 

@@ -655,10 +655,8 @@ class Certainty:
     )
     if not self._config.fed_aux.reproducible_noise:
       cohort = clients.Cohort(map(_with_entropy, cohort), cohort.client_ids)
-    try:
+    with errors.in_pool(name, cohort.client_ids):
       return list(prototype.fit(shared, cohort))
-    except errors.ComputationError as error:
-      raise error.among(name, cohort.client_ids) from error
 
 
 def _with_entropy(examples: clients.SeededExamples) -> clients.SeededExamples:

@@ -236,10 +236,8 @@ class Prototypes:
       if not cohorts[name]:
         continue
       client_ids = getattr(cohorts[name], 'client_ids', ())
-      try:
+      with errors.in_pool(name, client_ids):
         result = self._train[name](weights, cohorts[name])
-      except errors.ComputationError as error:
-        raise error.among(name, client_ids) from error
       members[name] = [
         Member(client_id, *client)
         for client_id, client in itertools.zip_longest(
@@ -369,7 +367,9 @@ class Fusion:
         weights=state[name],
         optimizer=optimizers[name],
         best=state[name],
-        accuracy=self._accuracy(name, state[name]) if self._selects else 0.0,
+        best_accuracy=(
+          self._accuracy(name, state[name]) if self._selects else 0.0
+        ),
       )
       for name, own in members.items()
       if own
@@ -379,7 +379,8 @@ class Fusion:
       learning = {
         name: student
         for name, student in students.items()
-        if not self._selects or start - student.step < self._fields.patience
+        if not self._selects
+        or start - student.best_step < self._fields.patience
       }
       if not learning:
         break
@@ -419,8 +420,10 @@ class Fusion:
     )
     if self._selects and self._is_measured(stop):
       accuracy = self._accuracy(name, weights)
-      if accuracy > student.accuracy:
-        return student._replace(best=weights, accuracy=accuracy, step=stop)
+      if accuracy > student.best_accuracy:
+        return student._replace(
+          best=weights, best_accuracy=accuracy, best_step=stop
+        )
     return student
 
   def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -482,8 +485,8 @@ class _Student(NamedTuple):
     weights: x_j.
     optimizer: Adam's state.
     best: The best weights on the validation set so far.
-    accuracy: Theirs.
-    step: How many steps they took.
+    best_accuracy: Theirs.
+    best_step: How many steps they took.
     loss: Sum of the losses of all steps.
     steps: j.
   """
@@ -491,8 +494,8 @@ class _Student(NamedTuple):
   weights: models.Weights
   optimizer: object
   best: models.Weights
-  accuracy: float
-  step: int = 0
+  best_accuracy: float
+  best_step: int = 0
   loss: float = 0.0
   steps: int = 0
 

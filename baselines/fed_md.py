@@ -435,9 +435,9 @@ class FedMD:
       state: The state; with `is_warm`, nothing happens.
 
     Returns:
-      The state, and for each pool under `exchange/<pool>/` the `warmup_epochs`
-      and the `public_accuracy`, on examples set aside, of the epoch that is
-      kept.
+      The state, and for each pool under `exchange/<pool>/` how many
+      `warmup_epochs` there were, and the `public_accuracy`, on examples set
+      aside, of the one that is kept.
     """
     if state.is_warm:
       return state, {}

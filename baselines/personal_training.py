@@ -277,7 +277,7 @@ def run(
   Raises:
     ComputationError: If the work of a client fails; it names pool and client.
   """
-  try:
+  with errors.in_pool(pool, [member.client_id for member in members]):
     result = computation(
       announced,
       [
@@ -285,8 +285,6 @@ def run(
         for member in members
       ],
     )
-  except errors.ComputationError as error:
-    raise error.among(pool, [m.client_id for m in members]) from error
   return [
     member._replace(state=state)
     for member, state in zip(members, result['states'])

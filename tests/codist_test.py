@@ -91,6 +91,21 @@ def test_merged_during_warmup_is_fed_avg_and_differs_afterwards(context):
     assert not np.array_equal(third[pool][0], plain[pool][0])
 
 
+def test_round_whose_distillation_is_rejected_is_that_of_fed_avg(context):
+  # α = 1: were a rejected pass merged, the models would stay as they are.
+  setting = toys.make_setting()
+  too_far = {'distillation_weight': (1.0,), 'learning_rate': 1e38}
+  built = _build(setting, 'merged_codist', merged=too_far)
+  cohorts = toys.load_cohorts(setting, 1)
+  state, metrics = built.next(built.initialize(1), cohorts, 1)
+  assert metrics['exchange/a/rejected'] == metrics['exchange/b/rejected'] == 1
+  assert 'exchange/a/cosine' not in metrics
+  toys.assert_same(
+    {name: weights for name, (weights,) in built.models(state).items()},
+    _models_after(setting, 1, 'fed_avg'),
+  )
+
+
 def test_weight_of_one_pool_leaves_the_other_alone(context):
   setting = toys.make_setting()
   merged = _models_after(

@@ -219,8 +219,9 @@ def test_teachers_are_averaged_as_logits(linear, context):
     np.testing.assert_allclose(d, e, atol=1e-5)
 
 
-def test_padding_rows_change_nothing(context):
-  # Tokens: 0 is padding. A batch with padded rows equals one without them.
+def _of_tokens(**fields):
+  """Returns a model with a row of logits for each token, and its pass."""
+
   def keras_fn():
     layers = tf.keras.layers
     return tf.keras.Sequential(
@@ -228,14 +229,20 @@ def test_padding_rows_change_nothing(context):
     )
 
   tokens = models.Model('tokens', keras_fn)
-  computation = distillation.build_distillation(
+  return tokens, distillation.build_distillation(
     tokens,
     [tokens],
     tff.TensorType(np.int32, (None, 2)),
     lambda x, seed=None: x,
-    config.DistillationConfig(),
     learning_rate=0.1,
-    uncounted=(0,),
+    **fields,
+  )
+
+
+def test_padding_rows_change_nothing(context):
+  # Tokens: 0 is padding. A batch with padded rows equals one without them.
+  tokens, computation = _of_tokens(
+    config=config.DistillationConfig(), uncounted=(0,)
   )
   student, teacher = tokens.initialize(0), tokens.initialize(1)
   state = computation.initialize(student)
@@ -304,6 +311,19 @@ def test_teacher_without_a_share_has_no_say(linear, dense, context):
   left = both.next(state, student, (good, broken), shares, _SEED, batches)
   right = one.next(state, student, (good,), _ONE, _SEED, batches)
   toys.assert_same(left['pseudo_gradient'], right['pseudo_gradient'])
+
+
+def test_every_position_counts_where_nothing_is_left_out(context):
+  # By hand: the logits of token t are t three times, and the teacher's zero.
+  _, computation = _of_tokens(config=config.DistillationConfig(loss='l2'))
+  student = (np.tile(np.arange(5, dtype=np.float32)[:, None], 3),)
+  teacher = (np.zeros((5, 3), np.float32),)
+  batches = np.array([[[1, 2], [2, 3]]], np.int32)
+  result = computation.next(
+    computation.initialize(student), student, (teacher,), _ONE, _SEED, batches
+  )
+  expected = np.mean([1, 4, 4, 9]) / 2
+  assert result['metrics']['distillation_loss'] == pytest.approx(expected)
 
 
 def test_pass_that_is_not_finite_is_rejected(linear, dense, context):

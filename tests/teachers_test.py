@@ -126,11 +126,23 @@ def test_gate(setting, context):
   assert _admits(
     setting, right, min_teacher_accuracy=0.99, max_teacher_entropy=0.1
   )
+  broken = (np.full((4, 3), np.nan, np.float32), np.zeros(3, np.float32))
+  assert not _admits(setting, broken, max_teacher_entropy=1.0)
   with pytest.raises(errors.ConfigError, match='without a validation set'):
     _admits(setting._replace(validation=None), right, min_teacher_accuracy=0.5)
 
 
-def test_positions_after_which_nothing_is_predicted_do_not_count(context):
+@pytest.mark.parametrize(
+  ('ends', 'counted'),
+  [
+    # By hand: the tokens of x after which something is predicted.
+    ({'pad_id': 0, 'eos_id': 3}, [1, 2, 2, 1, 1, 1]),
+    ({}, [1, 2, 3, 0, 2, 1, 1, 1, 0, 0, 0, 0]),
+  ],
+)
+def test_positions_after_which_nothing_is_predicted_do_not_count(
+  context, ends, counted
+):
   # Logits depend on the token alone; 0 is padding and 3 ends a sentence.
   def keras_fn():
     layers = tf.keras.layers
@@ -140,14 +152,13 @@ def test_positions_after_which_nothing_is_predicted_do_not_count(context):
 
   model = models.Model('tokens', keras_fn)
   task = toys.make_task()._replace(
-    num_classes=4, preprocess=lambda x, seed=None: x, pad_id=0, eos_id=3
+    num_classes=4, preprocess=lambda x, seed=None: x, **ends
   )
   x = np.array([[1, 2, 3, 0], [2, 1, 1, 1], [0, 0, 0, 0]], np.int32)
   y = np.array([[2, 3, 0, 0], [1, 1, 1, 2], [0, 0, 0, 0]], np.int32)
   examples_type = client_update.examples_type({'x': x, 'y': y})
   (table,) = weights = model.initialize(0)
   p = np.exp(table) / np.exp(table).sum(-1, keepdims=True)
-  counted = np.array([1, 2, 2, 1, 1, 1])
   entropy = teachers.build_entropy(model, examples_type['x'], task)
   assert entropy(weights, x) == pytest.approx(
     np.mean([-(p[token] * np.log(p[token])).sum() for token in counted]),
@@ -163,7 +174,7 @@ def test_positions_after_which_nothing_is_predicted_do_not_count(context):
   validation = teachers.build_validation(model, examples_type, task)(
     weights, {'x': x, 'y': y}
   )
-  labels = np.array([2, 3, 1, 1, 1, 2])
+  labels = y[y != 0] if ends else y.ravel()
   assert validation['validation_loss'] == pytest.approx(
     -np.log(p[counted, labels]).mean(), rel=1e-5
   )

@@ -86,7 +86,8 @@ class FederatedPools:
     Raises:
       UnknownNameError: If a named optimizer, aggregator or mechanism does not
         exist.
-      ConfigError: If the clients would not be protected as `privacy` says.
+      ConfigError: If the server optimizer cannot take a value, or the clients
+        would not be protected as `privacy` says.
     """
     self.models = {pool.name: pool.model for pool in setting.pools}
     task = setting.task
@@ -140,13 +141,10 @@ class FederatedPools:
     state, federated, metrics = CodistState(state), {}, {}
     started = time.monotonic()
     for name, pool in state.items():
-      try:
+      with errors.in_pool(name, getattr(cohorts[name], 'client_ids', ())):
         result = self._client_update[name].next(
           pool.aggregator, pool.weights, cohorts[name]
         )
-      except errors.ComputationError as error:
-        client_ids = getattr(cohorts[name], 'client_ids', ())
-        raise error.among(name, client_ids) from error
       state[name] = pool._replace(
         aggregator=result['state'], releases=pool.releases + np.int64(1)
       )
@@ -185,8 +183,8 @@ class FederatedPools:
 class Exchange:
   """Distillation of every pool's model from all others at the server.
 
-  A teacher that the gate does not admit has no say; a student without an
-  admitted teacher does not learn.
+  A teacher that the gate does not admit has no say. A student without an
+  admitted teacher does not learn, nor does one whose pass is not finite.
   """
 
   def __init__(
@@ -201,7 +199,7 @@ class Exchange:
 
     Args:
       setting: Pools, task and unlabelled data.
-      config: The group `distillation`.
+      config: The group `distillation`, and the seed.
       steps: Distillation steps of an exchange.
       learning_rate: Learning rate of the distillation's Adam.
 
@@ -270,27 +268,26 @@ class Exchange:
 
     Args:
       state: The pools' state; its weights are students and teachers.
-      index: Number of exchanges before this one; it sets the place in U.
+      index: Number of the exchange, from 0; it sets the place in U and the
+        augmentation.
       students: {pool: whether it learns}.
 
     Returns:
       The state with new distillation optimizers and the same weights, {pool:
-      d_i}, and metrics.
+      d_i} of those that learned, and metrics.
     """
     new_state, distilled, metrics = CodistState(state), {}, {}
     started = time.monotonic()
-    if any(students.values()) and self._distillation:
+    learning = [name for name in self._distillation if students[name]]
+    if learning:
       batches = self._unlabelled.batches(
         index * self._steps, self._steps, self._batch_size
       )
-      learning = [name for name in self._teachers if students[name]]
-      admitted = {
-        name: self._gate.admits(name, state[name].weights)
-        for name in set().union(*(self._teachers[s] for s in learning))
-      }
-    for name, computation in self._distillation.items():
-      if not students[name]:
-        continue
+    admitted = {
+      name: self._gate.admits(name, state[name].weights)
+      for name in set().union(*(self._teachers[s] for s in learning))
+    }
+    for name in learning:
       teachers = self._teachers[name]
       say = np.array([self._say[j] * admitted[j] for j in teachers])
       if self._gate.is_set:
@@ -300,7 +297,7 @@ class Exchange:
       if not say.any():
         continue
       pool = state[name]
-      result = computation.next(
+      result = self._distillation[name].next(
         pool.distillation_optimizer,
         pool.weights,
         tuple(state[teacher].weights for teacher in teachers),
@@ -309,7 +306,8 @@ class Exchange:
         batches,
       )
       new_state[name] = pool._replace(distillation_optimizer=result['state'])
-      distilled[name] = result['pseudo_gradient']
+      if not result['metrics']['rejected']:
+        distilled[name] = result['pseudo_gradient']
       for metric, value in result['metrics'].items():
         metrics[f'exchange/{name}/{metric}'] = value
     metrics['time/exchange_seconds'] = time.monotonic() - started
@@ -324,8 +322,9 @@ def _releases(state: CodistState) -> dict[str, int]:
   return {name: int(pool.releases) for name, pool in state.items()}
 
 
-# What federated averaging reads, beside what all algorithms do.
-_AVERAGING = (
+# Fields of the configuration that `FederatedPools` reads, beside those that all
+# algorithms do.
+AVERAGING_FIELDS = (
   'server',
   'privacy',
   'client.aggregator',
@@ -348,7 +347,7 @@ def model_traffic(
   }
 
 
-@algorithm.algorithms.register('fed_avg', *_AVERAGING)
+@algorithm.algorithms.register('fed_avg', *AVERAGING_FIELDS)
 def build_fed_avg(
   setting: algorithm.Setting, config: config_lib.Config
 ) -> algorithm.Algorithm:
@@ -356,13 +355,13 @@ def build_fed_avg(
 
   Args:
     setting: Pools and task.
-    config: The groups `client` and `server`.
+    config: The groups `client`, `server` and `privacy`.
 
   Returns:
     The algorithm; its state is a `CodistState`.
 
   Raises:
-    UnknownNameError: If a named optimizer or aggregator does not exist.
+    ConfigError, UnknownNameError: As `FederatedPools`.
 
   References:
     McMahan et al., Communication-Efficient Learning of Deep Networks from
@@ -383,7 +382,7 @@ def build_fed_avg(
 
 
 @algorithm.algorithms.register(
-  'periodic_codist', *_AVERAGING, 'distillation', 'periodic'
+  'periodic_codist', *AVERAGING_FIELDS, 'distillation', 'periodic'
 )
 def build_periodic_codist(
   setting: algorithm.Setting, config: config_lib.Config
@@ -395,14 +394,14 @@ def build_periodic_codist(
 
   Args:
     setting: Pools, task and unlabelled data.
-    config: The groups `client`, `server`, `distillation` and `periodic`.
+    config: The groups `client`, `server`, `privacy`, `distillation` and
+      `periodic`, and the seed.
 
   Returns:
     The algorithm; its state is a `CodistState`.
 
   Raises:
-    ConfigError: If there is no distillation data.
-    UnknownNameError: If a named loss, optimizer or aggregator does not exist.
+    ConfigError, UnknownNameError: As `FederatedPools` and `Exchange`.
   """
   pools = FederatedPools(setting, config)
   exchange = Exchange(
@@ -440,7 +439,7 @@ def build_periodic_codist(
 
 
 @algorithm.algorithms.register(
-  'merged_codist', *_AVERAGING, 'distillation', 'merged'
+  'merged_codist', *AVERAGING_FIELDS, 'distillation', 'merged'
 )
 def build_merged_codist(
   setting: algorithm.Setting, config: config_lib.Config
@@ -453,14 +452,14 @@ def build_merged_codist(
 
   Args:
     setting: Pools, task and unlabelled data.
-    config: The groups `client`, `server`, `distillation` and `merged`.
+    config: The groups `client`, `server`, `privacy`, `distillation` and
+      `merged`, and the seed.
 
   Returns:
     The algorithm; its state is a `CodistState`.
 
   Raises:
-    ConfigError: If there is no distillation data.
-    UnknownNameError: If a named loss, optimizer or aggregator does not exist.
+    ConfigError, UnknownNameError: As `FederatedPools` and `Exchange`.
   """
   pools = FederatedPools(setting, config)
   exchange = Exchange(

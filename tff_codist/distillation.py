@@ -45,6 +45,11 @@ PASS_FIELDS = tuple(
 )
 
 
+# From the step r, an int32 scalar, and raw inputs u_r to the models' inputs x
+# and z(x), the teachers' mean logits.
+Lesson = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
 class Distillation(NamedTuple):
   """The server computations of one student's distillation.
 
@@ -90,16 +95,15 @@ def distil(
   optimizer: tff.learning.optimizers.Optimizer,
   optimizer_state: collections.OrderedDict,
   weights: models.Weights,
-  teach: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+  lesson: Lesson,
   batches: tf.Tensor,
   *,
-  view: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
   config: config_lib.DistillationConfig,
   uncounted: Sequence[int] = (),
 ) -> tuple:
   """Distils teachers into the student; call it in a `tf.function`.
 
-  Costs what `teach` costs and a forward and backward pass of the student over
+  Costs what `lesson` costs and a forward and backward pass of the student over
   each batch.
 
   Args:
@@ -107,10 +111,8 @@ def distil(
     optimizer: The distillation's Adam.
     optimizer_state: Its state.
     weights: θ_i, where the student starts.
-    teach: From the step r, an int32 scalar, and the models' inputs x to z(x),
-      the teachers' mean logits.
+    lesson: What is taught in each step.
     batches: Raw inputs u_r, `[steps, batch, ...]`.
-    view: From the step r and u_r to the models' inputs x.
     config: Loss and temperature.
     uncounted: Input tokens after which nothing is predicted.
 
@@ -123,9 +125,8 @@ def distil(
   loss_sum, entropy_sum = tf.zeros([]), tf.zeros([])
   for step in tf.range(tf.shape(batches)[0]):
     batch = batches[step]
-    x = view(step, batch)
-    teacher_logits = teach(step, x)
-    mask = losses.logits_mask(batch, uncounted)
+    x, teacher_logits = lesson(step, batch)
+    mask = losses.logits_mask(batch, teacher_logits, uncounted)
     with tf.GradientTape() as tape:
       tape.watch(trained)
       loss = losses.distillation_loss(
@@ -186,25 +187,21 @@ def build_distillation(
     UnknownNameError: If there is no such loss.
   """
 
-  def lessons(teacher_weights, shares, seed):
-    def teach(step, x):
-      del step  # Only the weights and x matter.
-      return mean_logits(teachers, teacher_weights, shares, x)
-
-    def view(step, batch):
-      if not config.augment:
-        return preprocess(batch)
+  def lesson(step, batch, teacher_weights, shares, seed):
+    if config.augment:
       step_seed = tf.random.experimental.stateless_fold_in(seed, step)
-      return preprocess(batch, step_seed)
-
-    return teach, view
+      x = preprocess(batch, step_seed)
+    else:
+      x = preprocess(batch)
+    return x, mean_logits(teachers, teacher_weights, shares, x)
 
   return _build_pass(
     student,
     x_type,
     config,
     _adam(learning_rate, config),
-    lessons,
+    lesson,
+    keeps_state=config.keep_optimizer_state,
     teachers=tff.StructWithPythonType(
       [teacher.weights_type for teacher in teachers], tuple
     ),
@@ -240,21 +237,23 @@ def build_imitation(
   Returns:
     As `build_distillation`, but `next` has `logits=float32[steps, batch, ...,
     C]@SERVER` in place of teachers, shares and seed: the logits are those of
-    inputs without augmentation.
+    inputs without augmentation. Adam's state is always kept, so that a pass can
+    be cut into several.
 
   Raises:
     UnknownNameError: If there is no such loss.
   """
 
-  def lessons(logits):
-    return lambda step, x: logits[step], lambda step, batch: preprocess(batch)
+  def lesson(step, batch, logits):
+    return preprocess(batch), logits[step]
 
   return _build_pass(
     student,
     x_type,
     config,
     _adam(learning_rate, config),
-    lessons,
+    lesson,
+    keeps_state=True,
     logits=tff.TensorType(np.float32, (None, None, *student.output_shape)),
     uncounted=uncounted,
   )
@@ -281,8 +280,9 @@ def _build_pass(
   x_type: tff.TensorType,
   config: config_lib.DistillationConfig,
   optimizer: tff.learning.optimizers.Optimizer,
-  lessons: Callable[..., tuple[Callable, Callable]],
+  lesson: Callable[..., tuple[tf.Tensor, tf.Tensor]],
   *,
+  keeps_state: bool,
   uncounted: Sequence[int],
   **teaching: tff.Type,
 ) -> Distillation:
@@ -291,7 +291,8 @@ def _build_pass(
   Args:
     student, x_type, config, uncounted: As `build_distillation`.
     optimizer: The distillation's Adam.
-    lessons: From the further arguments to `teach` and `view`, see `distil`.
+    lesson: A `Lesson` that takes the further arguments as well.
+    keeps_state: Whether Adam goes on from pass to pass.
     **teaching: TFF types of the further arguments.
   """
   losses.distillation_losses[config.loss]
@@ -310,20 +311,21 @@ def _build_pass(
   @tff.tensorflow.computation(types)
   def run(arguments):
     state, weights = arguments['state'], arguments['weights']
-    if not config.keep_optimizer_state:
+    if not keeps_state:
       state = fresh(weights)
+
+    def of_step(step, batch):
+      return lesson(step, batch, *(arguments[name] for name in teaching))
 
     @tf.function
     def teach_and_learn():
-      teach, view = lessons(*(arguments[name] for name in teaching))
       return distil(
         student,
         optimizer,
         state,
         weights,
-        teach,
+        of_step,
         arguments['batches'],
-        view=view,
         config=config,
         uncounted=uncounted,
       )

@@ -50,17 +50,23 @@ def num_counted(labels: tf.Tensor, mask: Optional[tf.Tensor]) -> tf.Tensor:
   return tf.reduce_sum(mask)
 
 
-def logits_mask(x: tf.Tensor, uncounted: Sequence[int] = ()) -> tf.Tensor:
+def logits_mask(
+  x: tf.Tensor, logits: tf.Tensor, uncounted: Sequence[int] = ()
+) -> tf.Tensor:
   """Returns 1 for each logits vector of raw inputs that counts, float32.
 
   Args:
     x: Raw inputs `[batch, ...]`; tokens `[batch, length]` if some do not count.
+    logits: A model's answers to them, `[batch, num_classes]` or `[batch,
+      length, num_classes]`.
     uncounted: The tokens after which nothing is predicted.
 
   Returns:
-    `[batch, length]`, or `[batch]` of ones if all count.
+    Shape of the logits without the last dimension.
   """
-  return label_mask(x, uncounted) if uncounted else tf.ones([tf.shape(x)[0]])
+  if uncounted:
+    return label_mask(x, uncounted)
+  return tf.ones(tf.shape(logits)[:-1])
 
 
 def masked_mean(

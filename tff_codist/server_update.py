@@ -238,7 +238,7 @@ def build_server_update(
     The computations, with the type signatures of `ServerUpdate`.
 
   Raises:
-    UnknownNameError: If there is no such optimizer.
+    ConfigError, UnknownNameError: As `build_server_optimizer`.
   """
   optimizer = build_server_optimizer(config)
 

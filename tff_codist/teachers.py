@@ -50,8 +50,8 @@ def build_entropy(
   @tf.function
   def mean_entropy(weights, x):
     def sums_of(x):
-      mask = losses.logits_mask(x, task.last_tokens)
       logits = model.logits(weights, task.preprocess(x))
+      mask = losses.logits_mask(x, logits, task.last_tokens)
       return tf.reduce_sum(losses.entropy(logits) * mask), tf.reduce_sum(mask)
 
     total, positions = evaluation.sum_over_batches(
@@ -86,9 +86,9 @@ def build_agreement(
   @tf.function
   def compare(weights, x):
     def sums_of(x):
-      mask = losses.logits_mask(x, task.last_tokens)
       inputs = task.preprocess(x)
       logits = [m.logits(w, inputs) for m, w in zip(pool_models, weights)]
+      mask = losses.logits_mask(x, logits[0], task.last_tokens)
       same, divergence = [], []
       for a, b in itertools.permutations(logits, 2):
         same.append(tf.equal(tf.argmax(a, -1), tf.argmax(b, -1)))
@@ -307,7 +307,8 @@ class Gate:
     """
     if self._max_entropy is not None:
       entropy = self._teachers.entropy(name, weights)
-      if entropy > self._max_entropy * self._log_classes:
+      # A model that is not finite has no entropy, and does not teach.
+      if not entropy <= self._max_entropy * self._log_classes:
         return False
     if self._min_accuracy is not None:
       metrics = self._teachers.validate(name, weights)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from baselines import fed_df
 from tff_codist import algorithm
@@ -213,6 +214,34 @@ def test_one_teacher_is_the_distillation_of_codist(in_process):
   )
   for a, b in zip(one['pseudo_gradient'], other['pseudo_gradient']):
     np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_pass_in_pieces_is_the_whole_pass(in_process):
+  """What fits into memory at once does not change what is learned."""
+  setting = toys.make_setting(['small'])
+  config = _config('a', distillation={'keep_optimizer_state': False})
+  model = setting.pools[0].model
+  imitation = distillation.build_imitation(
+    model,
+    setting.examples_type['x'],
+    toys.preprocess,
+    config.distillation,
+    learning_rate=lambda step: 1e-2 / (1.0 + tf.cast(step, tf.float32)),
+  )
+  weights = model.initialize(1)
+  batches = setting.unlabelled.batches(0, 4, 8)
+  logits = np.zeros((4, 8, toys.NUM_CLASSES), np.float32)
+  start = imitation.initialize(weights)
+  whole = imitation.next(start, weights, logits, batches)
+  first = imitation.next(start, weights, logits[:2], batches[:2])
+  middle = tuple(map(np.subtract, weights, first['pseudo_gradient']))
+  second = imitation.next(first['state'], middle, logits[2:], batches[2:])
+  for a, b, c in zip(
+    whole['pseudo_gradient'],
+    first['pseudo_gradient'],
+    second['pseudo_gradient'],
+  ):
+    np.testing.assert_allclose(a, b + c, atol=1e-6)
 
 
 def test_drop_worst_drops_constant_answers_and_keeps_one(in_process):

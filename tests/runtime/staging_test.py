@@ -1,13 +1,11 @@
 """Which stages computations are compiled into, and what each stage computes."""
 
-import gc
 import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from tensorflow.python.eager import context as eager
 
 from tff_codist.runtime import graphs
 from tff_codist.runtime import staging
@@ -252,12 +250,10 @@ def test_one_computation_called_twice_has_variables_of_its_own():
   assert _run(program.servers[0].run, *np.int32([5, 3])) == [2000]
 
 
-def test_functions_are_forgotten_with_the_program():
+def test_functions_are_forgotten_with_the_program(function_names):
   def names():
-    gc.collect()
-    names = eager.context().list_function_names()
     # TensorFlow keeps one for each op that is run by itself.
-    return {name for name in names if not name.startswith('__wrapped__')}
+    return {n for n in function_names() if not n.startswith('__wrapped__')}
 
   @tff.tensorflow.computation(tff.SequenceType(np.int64))
   def comp(data):
