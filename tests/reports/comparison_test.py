@@ -23,7 +23,7 @@ def test_last_evaluations_take_the_untrained_model_if_there_is_no_other(load):
 
 @pytest.mark.parametrize('last', [0, -1])
 def test_last_evaluations_must_be_at_least_one(load, last):
-  with pytest.raises(errors.ConfigError, match='at least one evaluation'):
+  with pytest.raises(errors.ConfigError, match=f'--last {last}'):
     comparison.last_evaluations(load(), 'small', last=last)
 
 
@@ -55,6 +55,23 @@ def test_compare_does_not_pair_when_a_seed_is_missing(three_seeds):
   assert merged.standard_error == pytest.approx(0.01 * math.sqrt(4 / 3 + 6.25))
   assert merged.is_paired is False
   assert base.is_paired is None
+
+
+def test_equal_differences_have_no_test(load):
+  # In floating point, the differences are 0.03 up to 1e-16.
+  runs = [
+    load(
+      f'{algorithm}_{seed}',
+      algorithm=algorithm,
+      seed=seed,
+      accuracies={'small': [0.1, value + gain, value + gain]},
+    )
+    for algorithm, gain in {'fed_avg': 0.0, 'merged_codist': 0.03}.items()
+    for seed, value in enumerate((0.40, 0.42, 0.46))
+  ]
+  _, merged = comparison.compare(runs)
+  assert merged.difference == pytest.approx(0.03)
+  assert (merged.standard_error, merged.p_value) == (0.0, None)
 
 
 def test_compare_with_one_seed_has_no_spread_and_no_error(three_seeds):

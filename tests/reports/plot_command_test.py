@@ -1,4 +1,5 @@
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -35,6 +36,19 @@ def test_plot_one_run_prints_its_pictures_and_summary(plot, write_run):
   ]
   assert all(pathlib.Path(line).exists() for line in lines[:3])
   assert 'accuracy, mean of last 2       65.00%' in lines
+
+
+def test_reader_that_has_seen_enough_is_no_failure(write_run):
+  process = subprocess.Popen(
+    [sys.executable, str(_COMMAND), f'--run_dir={write_run()}'],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  process.stdout.close()
+  assert process.stderr.read() == ''
+  assert process.wait() == 128 + signal.SIGPIPE
+  process.stderr.close()
 
 
 def test_plot_several_runs_compares_them(plot, write_run, tmp_path):

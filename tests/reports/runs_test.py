@@ -1,4 +1,5 @@
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -54,6 +55,17 @@ def test_load_run_keeps_values_that_are_not_finite(write_run):
 def test_load_run_refuses_a_missing_folder(tmp_path):
   with pytest.raises(errors.RunFolderError, match=r'no folder .*nowhere'):
     runs.load_run(tmp_path / 'nowhere')
+
+
+def test_load_run_refuses_a_folder_without_permission(tmp_path, monkeypatch):
+  def deny(*_, **__):
+    raise PermissionError(13, 'Permission denied')
+
+  # Tests may run as root, to whom nothing is denied.
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'stat', deny)
+    with pytest.raises(errors.RunFolderError, match='cannot be read'):
+      runs.load_run(tmp_path)
 
 
 def test_load_run_refuses_a_folder_that_is_no_run(tmp_path):

@@ -20,6 +20,10 @@ from tff_codist.reports import metrics as metrics_lib
 from tff_codist.reports import privacy as privacy_lib
 from tff_codist.reports import runs as runs_lib
 
+# Relative to the values, far above what rounding leaves of equal differences
+# and far below what seeds do.
+_ROUNDING = 1e-12
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -37,9 +41,11 @@ class Comparison:
     spread: Sample standard deviation over the seeds; None for one seed.
     difference: Mean minus that of fed_avg with the same privacy; None for
       fed_avg itself and where no run of it has this pool with this model.
-    standard_error: Of the difference; None where there are too few seeds.
+    standard_error: Of the difference, 0 if it is no more than rounding leaves
+      of equal values; None where there are too few seeds.
     p_value: Of the hypothesis that the difference is zero, by Student's t-test
-      for pairs, else by Welch's, two-sided; None as the standard error.
+      for pairs, else by Welch's, two-sided; None as the standard error, and
+      where that is 0.
     is_paired: Whether the difference is the mean over pairs of runs with the
       same seed. It is if both algorithms have the same seeds; otherwise it is
       the difference of the means and its error that of two independent samples.
@@ -86,12 +92,7 @@ def last_evaluations(
   Raises:
     ConfigError: If `last` is not positive.
   """
-  if last < 1:
-    raise errors.ConfigError(
-      f'last = {last}',
-      expected='at least one evaluation',
-      fix='give an integer above 0',
-    )
+  errors.check_above_0(last=last)
   series = run.evaluations(pool, metric)
   if series is None:
     return np.zeros(0)
@@ -185,8 +186,11 @@ def _with_difference(
   standard_error = p_value = None
   if all(sample.size > 1 for sample in samples):
     standard_error = math.sqrt(sum(s.var(ddof=1) / s.size for s in samples))
-    # Equal differences have no spread, and no test.
-    p_value = float(test(*samples).pvalue) if standard_error else None
+    largest = max(map(abs, (*by_seed.values(), *baseline.values())))
+    if standard_error <= _ROUNDING * largest:
+      standard_error = 0.0  # Equal differences have no spread, and no test.
+    else:
+      p_value = float(test(*samples).pvalue)
   return dataclasses.replace(
     row,
     difference=difference,

@@ -30,7 +30,6 @@ from tff_codist.reports import style
 
 # Noisy metrics of single rounds are drawn in at most so many blocks.
 _BLOCKS = 50
-_BYTES_PER_MEGABYTE = 1e6
 # Characters in a line of the legend, unless one word is longer.
 _LEGEND_WIDTH = 28
 
@@ -569,7 +568,7 @@ def _megabytes_until(
       its_rounds, values = run.metrics[column]
       sums = np.concatenate([[0.0], np.cumsum(values)])
       total += sums[np.searchsorted(its_rounds, rounds, side='right')]
-  return total / _BYTES_PER_MEGABYTE
+  return total / runs_lib.BYTES_PER_MEGABYTE
 
 
 def _look(

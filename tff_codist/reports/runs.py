@@ -20,6 +20,9 @@ from tff_codist import errors
 # The rounds in which a metric was measured, and its values.
 Series = tuple[np.ndarray, np.ndarray]
 
+# Reports have the decimal ones.
+BYTES_PER_MEGABYTE = 1e6
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
@@ -110,6 +113,11 @@ class Run:
     """
     return self.metrics.get(f'eval/{pool}/{metric}')
 
+  def total(self, column: str) -> Optional[float]:
+    """Returns the sum of a column over the rounds; None if it has none."""
+    series = self.metrics.get(column)
+    return None if series is None else float(series[1].sum())
+
 
 def load_run(
   run_dir: Union[str, os.PathLike], *, label: Optional[str] = None
@@ -125,11 +133,15 @@ def load_run(
     The run. Every pool has at least one evaluation.
 
   Raises:
-    RunFolderError: If the folder is missing, is no run folder, has no
-      evaluation of some pool yet, or holds a torn or corrupt file.
+    RunFolderError: If the folder is missing, cannot be read, is no run folder,
+      has no evaluation of some pool yet, or holds a torn or corrupt file.
   """
   path = pathlib.Path(run_dir)
-  if not path.is_dir():
+  try:
+    is_there = path.is_dir()
+  except OSError as error:
+    raise _unreadable(path, error) from error
+  if not is_there:
     raise errors.RunFolderError(
       f'no folder {path}',
       expected='the --run_dir of a run of bin/train.py',
@@ -156,6 +168,28 @@ def load_run(
     failure=failure,
     label=label,
   )
+
+
+def load_environment(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
+  """Reads what a run was made with, from its `environment.json`.
+
+  Args:
+    run_dir: The run folder.
+
+  Returns:
+    `commit` ('' if unknown), `platform`, `python`, `cpus`, and `packages` with
+    their versions, None for those not installed.
+
+  Raises:
+    RunFolderError: If the file is missing, torn or lacks one of them.
+  """
+  path = pathlib.Path(run_dir) / 'environment.json'
+  environment = _read_json(path)
+  for name in ('commit', 'platform', 'python'):
+    _field(environment, name, str, path)
+  _field(environment, 'cpus', int, path)
+  _field(environment, 'packages', dict, path)
+  return environment
 
 
 def check_metric(runs: Sequence[Run], metric: str) -> None:
@@ -186,6 +220,14 @@ def _corrupt(path: pathlib.Path, line: int, what: str) -> errors.RunFolderError:
   )
 
 
+def _unreadable(path: pathlib.Path, error: OSError) -> errors.RunFolderError:
+  return errors.RunFolderError(
+    f'{path}, which cannot be read ({error.strerror})',
+    expected='run folders and files that this user may read',
+    fix='change their permissions, or check the spelling',
+  )
+
+
 def _no_evaluation(path: pathlib.Path, what: str) -> errors.RunFolderError:
   return errors.RunFolderError(
     f'no evaluation {what} in {path / "metrics.csv"} yet',
@@ -205,15 +247,11 @@ def _read_text(path: pathlib.Path) -> str:
   except FileNotFoundError as error:
     raise errors.RunFolderError(
       f'{path.parent}, which has no {path.name}',
-      expected='a run folder with config.json, pools.json and metrics.csv',
+      expected='a run folder with all files that bin/train.py wrote',
       fix='give the --run_dir of a run of bin/train.py',
     ) from error
   except OSError as error:
-    raise errors.RunFolderError(
-      f'{path}, which cannot be read ({error.strerror})',
-      expected='a file that this user may read',
-      fix='change its permissions',
-    ) from error
+    raise _unreadable(path, error) from error
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

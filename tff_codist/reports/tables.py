@@ -23,14 +23,13 @@ from tff_codist.reports import privacy as privacy_lib
 from tff_codist.reports import runs as runs_lib
 from tff_codist.reports import text as text_lib
 
-_BYTES_PER_MEGABYTE = 1e6
 _VOID = 'No guarantee, as the noise was drawn from the seed'
 # Names are broken in a table that has many other columns.
 _NAME_WIDTH = 26
 # A note counts runs beyond so many.
 _NAMED_RUNS = 3
 # Fields in which repetitions of one experiment may differ.
-_FREE_FIELDS = ('seed', 'preset', 'task.data_dir', 'program.run_dir')
+_FREE_FIELDS = ('seed', 'task.data_dir')
 # Fields that two algorithms should share to be compared; the others tune one.
 _SHARED_FIELDS = (
   'task.',
@@ -373,11 +372,6 @@ def _value(row: Optional[comparison.Comparison]) -> str:
   return f'{mean} ± {metrics_lib.number(row.metric, row.spread)}'
 
 
-def _total(run: runs_lib.Run, column: str) -> Optional[float]:
-  series = run.metrics.get(column)
-  return None if series is None else float(series[1].sum())
-
-
 def _final(run: runs_lib.Run, column: str) -> str:
   series = run.metrics.get(column)
   return '-' if series is None else f'{series[1][-1]:.4g}'
@@ -390,7 +384,7 @@ def _count(total: Optional[float]) -> str:
 def _megabytes(num_bytes: Optional[float]) -> str:
   if num_bytes is None:
     return '-'
-  megabytes = num_bytes / _BYTES_PER_MEGABYTE
+  megabytes = num_bytes / runs_lib.BYTES_PER_MEGABYTE
   return f'{megabytes:,.1f}' if megabytes >= 10 else f'{megabytes:.3f}'
 
 
@@ -407,7 +401,7 @@ def _teacher_rows(run: runs_lib.Run) -> list[tuple[str, list[str]]]:
     if run.metrics.keys().isdisjoint(columns):
       continue
     if name == 'teachers_refused':
-      cells = [_count(_total(run, column)) for column in columns]
+      cells = [_count(run.total(column)) for column in columns]
     else:
       cells = [_final(run, column) for column in columns]
     rows.append((label, cells))
@@ -475,9 +469,9 @@ def _pool_column(
     *_evaluation_cells(run, pool, last, metric),
     _final(run, f'eval/{pool}/loss'),
     _final(run, f'train/{pool}/loss'),
-    _count(_total(run, f'train/{pool}/clients_dropped')),
-    _megabytes(_total(run, f'cost/{pool}/uplink_bytes')),
-    _megabytes(_total(run, f'cost/{pool}/downlink_bytes')),
+    _count(run.total(f'train/{pool}/clients_dropped')),
+    _megabytes(run.total(f'cost/{pool}/uplink_bytes')),
+    _megabytes(run.total(f'cost/{pool}/downlink_bytes')),
   ]
 
 
@@ -507,12 +501,12 @@ def _time_facts(run: runs_lib.Run) -> list[tuple[str, str]]:
   rounds, seconds = run.metrics['time/round_seconds']
   phases = []
   for phase in ('clients', 'exchange', 'server', 'evaluation'):
-    total = _total(run, f'time/{phase}_seconds')
+    total = run.total(f'time/{phase}_seconds')
     if total is not None:
       phases.append(f'{phase} {total:,.1f}')
   total = f'{seconds.sum():,.1f}'
   facts = [('seconds', f'{total}: {", ".join(phases)}' if phases else total)]
-  examples = [_total(run, f'train/{pool}/examples') for pool in run.pool_names]
+  examples = [run.total(f'train/{pool}/examples') for pool in run.pool_names]
   training_seconds = seconds[rounds > 0].sum()
   if None not in examples and training_seconds > 0:
     facts.append(('examples/s', f'{sum(examples) / training_seconds:,.0f}'))
