@@ -47,6 +47,21 @@ def test_table_has_the_best_first(ended):
   assert 'Trial 3 is infeasible: not finite' in text
 
 
+def test_long_names_and_reasons_are_wrapped(study):
+  pools = [f'a_pool_with_a_long_name_{i}' for i in range(4)]
+  made = study(trials=('0.1',), pools=pools)
+  reason = 'error: Found ' + 40 * 'word ' + 'end.'
+  made.record(
+    tuning.Trial(
+      1, {'merged.learning_rate': '0.1'}, status='infeasible', reason=reason
+    )
+  )
+  text = tuning.trials_table(made)
+  assert max(map(len, text.splitlines())) <= 80
+  assert all(pool in text for pool in pools)
+  assert text.endswith('word end.\n')
+
+
 def test_csv_has_every_trial(ended):
   rows = list(csv.DictReader(io.StringIO(tuning.trials_csv(ended))))
   assert [row['trial'] for row in rows] == list('12345')

@@ -68,7 +68,7 @@ def test_folder_with_something_else_is_refused(study, tmp_path):
     config=made.config,
     flags=(),
   )
-  with pytest.raises(errors.RunFolderError, match='cannot be written'):
+  with pytest.raises(errors.RunFolderError, match='cannot be used'):
     below.resume()
 
 
@@ -112,6 +112,25 @@ def test_objective_is_the_mean_over_the_chosen_pools(study, write_run):
   assert list(rounds) == [4, 8]
   assert list(values) == pytest.approx([0.3, 0.6])
   assert made.series(2) is None
+
+
+def test_trial_may_end_while_its_metrics_are_read(
+  study, write_run, monkeypatch
+):
+  """It was still training when it could not be read, so that is no damage."""
+  made = study(pools=('large',))
+  made.run_dir(1).parent.mkdir(parents=True)
+  accuracies = {'large': [0.9, 0.4]}
+
+  def end(run_dir):
+    write_run('study/trials/001', rounds=(0, 4), accuracies=accuracies)
+    raise errors.RunFolderError(f'no folder {run_dir}', expected='', fix='')
+
+  with monkeypatch.context() as patch:
+    patch.setattr('tff_codist.tuning.study.runs_lib.load_run', end)
+    assert made.series(1) is None
+  assert made.is_done(1)
+  assert list(made.series(1)[1]) == [0.4]
 
 
 def test_series_of_an_ended_trial_is_read_once_up_to_its_result(

@@ -5,6 +5,7 @@ import io
 import math
 import pathlib
 import shlex
+import textwrap
 
 import matplotlib
 from matplotlib import axes as mpl_axes
@@ -49,9 +50,11 @@ def trials_table(study: study_lib.Study) -> str:
   ]
   lines = [
     f'{settings.designer}: {_counts(study)}',
-    f'Value: {metric} on the validation clients, mean over '
-    f'{", ".join(settings.pools)}',
-    f'and the last {settings.last} evaluations.',
+    *textwrap.wrap(
+      f'Value: {metric} on the validation clients, mean over '
+      f'{", ".join(settings.pools)} and the last {settings.last} evaluations.',
+      text_lib.WIDTH,
+    ),
     '',
     *text_lib.columns(
       ['trial', *(str(t.number) for t in trials)],
@@ -59,7 +62,12 @@ def trials_table(study: study_lib.Study) -> str:
     ),
   ]
   reasons = [
-    f'Trial {t.number} is infeasible: {t.reason}' for t in trials if t.reason
+    line
+    for t in trials
+    if t.reason
+    for line in textwrap.wrap(
+      f'Trial {t.number} is infeasible: {t.reason}', text_lib.WIDTH
+    )
   ]
   return '\n'.join([*lines, *([''] if reasons else []), *reasons]) + '\n'
 

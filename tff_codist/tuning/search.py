@@ -1,9 +1,10 @@
 """The search: suggests trials, trains them, stops the bad ones.
 
-Each trial is a process of `bin/train.py` in a run folder of its own. With one
-at a time, the same seed gives the same suggestions, whether the study was
-interrupted or not; with several, that holds for designers that do not look at
-results.
+Each trial is a process of `bin/train.py` in a run folder of its own. The same
+seed gives the same suggestions, whether the study was interrupted or not, for
+designers that do not look at results. For those that do, it does with one trial
+at a time and without median stopping: whether a trial that the rule condemns is
+stopped before it ends depends on the clock.
 """
 
 import contextlib
@@ -65,11 +66,11 @@ def run_trials(
       study's.
     EnvironmentSetupError: If the designer or the training cannot run here, as
       on a full disk.
-    StorageError: If the study cannot be written.
+    StorageError: If the study or a log cannot be written.
     CodistError: If a trial was killed.
     StopRequested: After a signal.
   """
-  study_lib.check_above_0(trials=num_trials, jobs=jobs)
+  errors.check_above_0(trials=num_trials, jobs=jobs)
   with files.lock(study.path):
     study.resume()
     _run_trials(study, num_trials, jobs, train_command)

@@ -26,24 +26,6 @@ STATUSES = ('running', 'completed', 'stopped', 'infeasible')
 _OF_VALUES = ('metric', 'pools', 'last')
 
 
-def check_above_0(**numbers: int) -> None:
-  """Checks numbers of a command line.
-
-  Args:
-    **numbers: By flag, without its dashes.
-
-  Raises:
-    ConfigError: If one is below 1.
-  """
-  for name, number in numbers.items():
-    if number < 1:
-      raise errors.ConfigError(
-        f'--{name} {number}',
-        expected='an integer above 0',
-        fix=f'correct --{name}',
-      )
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """What makes two studies of one configuration the same.
@@ -67,7 +49,7 @@ class Settings:
   min_trials: int = 5
 
   def __post_init__(self):
-    check_above_0(last=self.last, min_trials=self.min_trials)
+    errors.check_above_0(last=self.last, min_trials=self.min_trials)
 
   @property
   def is_better_if_lower(self) -> bool:
@@ -227,11 +209,10 @@ class Study:
     evaluations in it may be others than before.
 
     Raises:
-      RunFolderError: If the folder belongs to another study, or holds something
-        else.
+      RunFolderError: If the folder belongs to another study, holds something
+        else, or cannot be used.
     """
-    if not _file(self.path).exists():
-      _check_empty(self.path)
+    if not files.holds(self.path, _file(self.path).name, what='a study'):
       return
     there = Study.load(self.path)
     different = {
@@ -278,10 +259,12 @@ class Study:
     return self._series[number]
 
   def _read_series(self, number: int) -> Optional[runs_lib.Series]:
+    # Asked first: a trial may be done after its folder could not be read.
+    is_done = self.is_done(number)
     try:
       run = runs_lib.load_run(self.run_dir(number))
     except errors.RunFolderError:
-      if self.is_done(number):
+      if is_done:
         raise
       return None  # Not yet evaluated, or a line is being written.
     runs_lib.check_metric([run], self.settings.metric)
@@ -304,21 +287,3 @@ class Study:
 
 def _file(path: os.PathLike) -> pathlib.Path:
   return pathlib.Path(path) / 'study.json'
-
-
-def _check_empty(path: pathlib.Path) -> None:
-  """Raises `RunFolderError` unless a study can be put into a folder."""
-  parent = next(p for p in (path, *path.parents) if p.exists())
-  is_usable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
-  # A kill while the first file was written leaves its temporary form.
-  if not is_usable or (
-    parent == path
-    and any(not p.name.startswith('.study.json.') for p in path.iterdir())
-  ):
-    raise errors.RunFolderError(
-      f'{path}, which holds something else than a study'
-      if is_usable
-      else f'{path}, which cannot be written',
-      expected='a new or empty folder, or the folder of this study',
-      fix='choose another --out',
-    )
