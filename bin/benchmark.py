@@ -60,6 +60,7 @@ from tff_codist import files
 from tff_codist.program import command
 
 _DEFAULT_WORKLOADS = ('cnn', 'dense', 'round')
+_DEFAULT_ROUNDS = 8
 _MIB = 2**20
 
 
@@ -230,8 +231,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     '--rounds',
     type=int,
-    default=8,
-    help='rounds of each competitor that are counted (default: 8)',
+    help='rounds of each competitor that are counted (default:'
+    f' {_DEFAULT_ROUNDS})',
   )
   parser.add_argument(
     '--quick',
@@ -243,12 +244,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   for name in arguments.workload:
     if name not in WORKLOADS:
       raise errors.UnknownNameError('workload', name, WORKLOADS)
-  if arguments.rounds < 1:
+  if arguments.rounds is None:
+    arguments.rounds = _DEFAULT_ROUNDS
+  elif arguments.quick:
     raise errors.ConfigError(
-      f'--rounds {arguments.rounds}',
-      expected='an integer above 0',
-      fix='give another number',
+      '--rounds with --quick',
+      expected='one of them: --quick has two rounds',
+      fix='leave one out',
     )
+  errors.check_above_0(rounds=arguments.rounds)
   return arguments
 
 

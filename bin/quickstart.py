@@ -26,12 +26,7 @@ def main(argv):
     'runs/quickstart_quick with --quick)',
   )
   arguments = parser.parse_args(argv)
-  if arguments.seeds < 1:
-    raise errors.ConfigError(
-      f'--seeds {arguments.seeds}',
-      expected='an integer above 0',
-      fix='give another number',
-    )
+  errors.check_above_0(seeds=arguments.seeds)
 
   from tasks import digits
   from tff_codist import config as config_lib

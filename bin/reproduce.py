@@ -53,7 +53,6 @@ def main(argv):
   parser.add_argument(
     '--jobs',
     type=int,
-    default=1,
     metavar='N',
     help='trainings at a time (default: 1)',
   )
@@ -74,22 +73,32 @@ def main(argv):
     'the tables of README.md and docs/*.md that are marked with its name',
   )
   arguments = parser.parse_args(argv)
+  if arguments.report_only and arguments.jobs is not None:
+    raise errors.ConfigError(
+      '--jobs with --report_only',
+      expected='one of them: a report alone trains nothing',
+      fix='leave one out',
+    )
+  if arguments.publish and arguments.scale == 'quick':
+    raise errors.ConfigError(
+      '--publish of a table of quick runs',
+      expected='a table at scale machine or full',
+      fix='leave out --publish, or give another --scale',
+    )
   out = arguments.out or f'runs/{arguments.table}_{arguments.scale}'
   missing = runner.reproduce(
     arguments.table,
     scale=arguments.scale,
     num_seeds=arguments.seeds,
-    jobs=arguments.jobs,
+    jobs=1 if arguments.jobs is None else arguments.jobs,
     out_dir=pathlib.Path(out),
     report_only=arguments.report_only,
   )
   if arguments.publish:
-    if missing or arguments.scale == 'quick':
+    if missing:
       raise errors.ConfigError(
-        '--publish of a table of quick runs'
-        if arguments.scale == 'quick'
-        else f'--publish of a table without {missing[0].name}',
-        expected='a table at scale machine or full, with all of its runs',
+        f'--publish of a table without {missing[0].name}',
+        expected='a table with all of its runs',
         fix='train them first',
       )
     documents = (_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md')))

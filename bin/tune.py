@@ -27,7 +27,6 @@ from tff_codist import files
 from tff_codist import tuning
 from tff_codist.program import command
 from tff_codist.tuning import designers
-from tff_codist.tuning import study as study_lib
 
 
 def main(argv):
@@ -69,7 +68,13 @@ def _check_known(flags, parser):
 
 def _search(flags, *, trials=16, jobs=1, **options):
   """Runs a study as far as it has not run yet, and returns it."""
-  study_lib.check_above_0(trials=trials, jobs=jobs)
+  errors.check_above_0(trials=trials, jobs=jobs)
+  if 'min_trials' in options and not options.get('median_stopping', True):
+    raise errors.ConfigError(
+      '--min_trials with --nomedian_stopping',
+      expected='one of them: without the rule, no trial is stopped',
+      fix='leave one out',
+    )
   tff_codist.check_installation()
 
   import baselines  # noqa: F401  Registers its algorithms.

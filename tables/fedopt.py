@@ -30,7 +30,7 @@ def fedopt(scale: str) -> reproduction.Table:
     'preset': 'cifar100',
     'algorithm.name': 'fed_avg',
     'pools.names': 'all',
-    'pools.models': 'small' if scale == 'machine' else 'resnet18',
+    'pools.models': 'resnet18' if scale == 'full' else 'small',
     'pools.clients_fraction': 1.0,
     'unlabelled.sources': 'none',
     'server.rounds_per_decay': 'none',
@@ -43,7 +43,7 @@ def fedopt(scale: str) -> reproduction.Table:
         'program.rounds': 400,
         'program.rounds_per_evaluation': 20,
       },
-      'quick': {'pools.models': 'small', 'quick': True},
+      'quick': {'quick': True},
     }[scale],
   }
 

@@ -1,5 +1,7 @@
 """Every table's rows are command lines that bin/train.py takes."""
 
+import pathlib
+
 import pytest
 
 import tables  # noqa: F401  Registers them.
@@ -19,6 +21,8 @@ def test_rows_can_be_run(name, scale):
     configs[row.name] = command_line.parse(flags, description='').config
   assert len(configs) == len(table.rows) > 1
   assert len(set(configs.values())) == len(configs)
+  cells = reproduction.cells(table, num_seeds=2, out_dir=pathlib.Path('out'))
+  assert len({cell.log for cell in cells}) == len(cells)
   labels = [row.label or row.name for row in table.rows]
   assert groups.BASELINE in labels
   for row in table.rows:

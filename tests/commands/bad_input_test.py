@@ -130,6 +130,13 @@ def test_run_dir_below_a_file_is_refused_before_data_is_loaded(tmp_path):
     training.train(_parse(tmp_path / 'run' / 'below'), tmp_path / 'run' / 'x')
 
 
+def test_folder_of_no_run_has_no_configuration(tmp_path):
+  (tmp_path / 'config.json').mkdir()
+  for path in (tmp_path, tmp_path / 'nowhere'):
+    with pytest.raises(errors.RunFolderError, match=r'no config\.json in'):
+      run_folder.RunFolder(path).read_config()
+
+
 def _parse(run_dir, *flags):
   return command_line.parse(
     [*flags, f'--run_dir={run_dir}'], description=''

@@ -229,6 +229,7 @@ def test_end_of_a_process_ends_the_benchmark(tmp_path, second, code, reason):
   [
     (['--workload', 'dens'], "use 'dense'"),
     (['--rounds', '0'], 'an integer above 0'),
+    (['--quick', '--rounds', '20'], '--rounds with --quick'),
   ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(

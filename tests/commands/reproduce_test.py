@@ -14,6 +14,8 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
   [
     (['codist_cifar10'], "use 'codist_cifar100'"),
     (['privacy', '--seeds', 'many'], "invalid int value: 'many'"),
+    (['privacy', '--report_only', '--jobs', '2'], '--jobs with --report_only'),
+    (['privacy', '--scale', 'quick', '--publish'], '--publish of a table of'),
   ],
 )
 def test_wrong_input_ends_with_one_message_and_writes_nothing(

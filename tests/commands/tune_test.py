@@ -131,6 +131,7 @@ def test_study_on_digits(tmp_path, capsys):
     (['--search', _RATES, '--job=2'], "use '--jobs'"),
     (['--search', _RATES, '--server.learning_rat=1'], "'--server.learning_rat"),
     (['--search', _RATES, '--merged.nomatch_nor'], "'--merged.nomatch_norm'"),
+    (['--search', _RATES, '--nomedian_stopping', '--min_trials=3'], 'one of'),
     # Before data is looked for, of which there is none.
     (['--search', _RATES, '--trials=0', '--preset=cifar100'], '--trials 0'),
     (['--search', _RATES, '--jobs=0', '--preset=cifar100'], '--jobs 0'),

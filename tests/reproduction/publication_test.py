@@ -60,6 +60,16 @@ def test_publish_copies_the_report_and_fills_its_tables(out_dir, tmp_path):
   }
 
 
+def test_publish_that_fails_keeps_the_pictures_of_before(out_dir, tmp_path):
+  old = tmp_path / 'docs' / 'mine' / 'plots' / 'old.png'
+  old.parent.mkdir(parents=True)
+  old.touch()
+  (old.parent.parent / 'report.md').mkdir()
+  with pytest.raises(errors.StorageError, match='cannot be written'):
+    publication.publish('mine', out_dir, tmp_path / 'docs', [])
+  assert old.exists()
+
+
 def test_publish_without_a_report(tmp_path):
   with pytest.raises(errors.RunFolderError, match='no report'):
     publication.publish('mine', tmp_path, tmp_path / 'docs', [])
@@ -71,6 +81,13 @@ def test_refresh_finds_a_number_that_was_changed(out_dir):
   fresh = publication.refresh(_MARK.format('mine', ''), csv_of)
   assert publication.refresh(fresh, csv_of) == fresh
   assert publication.refresh(fresh.replace('42.00', '43.00'), csv_of) == fresh
+
+
+def test_mark_with_a_misspelt_metric(out_dir):
+  csv_of = {'mine': out_dir / 'report.csv'}.__getitem__
+  text = _MARK.format('mine', '').replace('accuracy', 'acuracy')
+  with pytest.raises(errors.UnknownNameError, match="use 'accuracy'"):
+    publication.refresh(text, csv_of)
 
 
 @pytest.mark.parametrize(

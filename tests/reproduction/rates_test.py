@@ -1,10 +1,12 @@
 import json
+import os
 import shutil
 
 import pytest
 
 from tff_codist import config as config_lib
 from tff_codist import errors
+from tff_codist import reproduction
 from tff_codist.reproduction import rates
 
 _RATE = rates.Rate(
@@ -68,6 +70,43 @@ def test_rates_of_an_earlier_call_are_kept(tmp_path):
   assert rates.measure({}, out_dir=tmp_path, jobs=1) == {'fed_avg': _RATE}
   # Those of one training at a time say nothing of two.
   assert rates.measure({}, out_dir=tmp_path, jobs=2) == {}
+
+
+def test_trainings_that_a_kill_has_left_are_removed(tmp_path):
+  (tmp_path / '.rates.k1lled' / 'fed_avg').mkdir(parents=True)
+  (tmp_path / 'runs').mkdir()
+  rates.measure({}, out_dir=tmp_path, jobs=1)
+  assert [path.name for path in tmp_path.iterdir()] == ['runs']
+
+
+def test_trainings_that_a_kill_has_left_may_still_write(tmp_path, monkeypatch):
+  left = tmp_path / '.rates.k1lled'
+  left.mkdir()
+
+  def rmdir(path, **_):
+    raise OSError(39, 'Directory not empty', path)
+
+  monkeypatch.setattr(os, 'rmdir', rmdir)
+  rates.measure({}, out_dir=tmp_path, jobs=1)
+  assert left.exists()
+
+
+def test_rows_with_a_dot_in_the_name_have_logs_of_their_own(
+  tmp_path, monkeypatch
+):
+  rows = [reproduction.Row(f'fed_avg_z{z}', {}) for z in (0.1, 0.3)]
+  cells = [reproduction.Cell(row, 1, tmp_path / row.name) for row in rows]
+  taken = []
+
+  def run(trainings, *, jobs):
+    del jobs
+    taken.extend(trainings)
+    yield from ()
+
+  monkeypatch.setattr(rates.processes, 'run', run)
+  configs = dict.fromkeys(cells, _config('fed_avg'))
+  rates.measure(configs, out_dir=tmp_path, jobs=1)
+  assert [t.log.name for t in taken] == ['fed_avg_z0.1.log', 'fed_avg_z0.3.log']
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from tff_codist import errors
+from tff_codist import files
 from tff_codist import reproduction
 from tff_codist.reproduction import report
 
@@ -139,6 +141,79 @@ def test_page_needs_no_other_file(made, tmp_path):
   assert len(sources) >= 2
   assert all(s.startswith('data:image/png;base64,') for s in sources)
   assert not re.search(r'<(script|link|iframe)|@import|url\(', page)
+
+
+def test_pictures_of_an_earlier_report_are_removed_last(
+  made, tmp_path, monkeypatch
+):
+  old = tmp_path / 'out' / 'plots' / 'old.png'
+  old.parent.mkdir(parents=True)
+  old.touch()
+  write, written = files.write, []
+
+  def note(path, content):
+    assert old.exists()
+    write(path, content)
+    written.append(path)
+
+  monkeypatch.setattr(report.files, 'write', note)
+  markdown, _, _ = _write(made, tmp_path)
+  assert not old.exists()
+  pictures = {
+    markdown.parent / link
+    for link in re.findall(r'\((plots/.*?)\)', markdown.read_text())
+  }
+  assert set(old.parent.iterdir()) == pictures
+  # Whoever reads the report finds its pictures at any time.
+  assert written.index(markdown) > max(map(written.index, pictures))
+
+
+def test_page_has_the_pictures_that_another_process_removes(
+  made, tmp_path, monkeypatch
+):
+  write = files.write
+
+  def write_and_lose(path, content):
+    write(path, content)
+    if path.suffix == '.png' and path.is_relative_to(tmp_path / 'out'):
+      path.unlink()
+
+  monkeypatch.setattr(report.files, 'write', write_and_lose)
+  _, _, page = _write(made, tmp_path)
+  assert 'data:image/png;base64,' in page.read_text()
+
+
+def test_old_picture_that_cannot_be_removed(made, tmp_path):
+  (tmp_path / 'out' / 'plots' / 'old.png').mkdir(parents=True)
+  with pytest.raises(errors.StorageError, match='cannot be removed'):
+    _write(made, tmp_path)
+
+
+def test_runs_with_other_packages_are_named_together(made, tmp_path):
+  path = next(iter(made[1].values())).path / 'environment.json'
+  environment = json.loads(path.read_text())
+  environment['packages'] = {'jax': '0.4.20'}
+  path.write_text(json.dumps(environment))
+  markdown, _, _ = _write(made, tmp_path)
+  text = markdown.read_text()
+  assert 'jax 0.4.20, none, tensorflow none, 2.14.' in text
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (None, r'has no environment\.json'),
+    ('{"commit"', r'environment\.json, line 1'),
+    ('{"commit": "a"}', 'no value for platform'),
+  ],
+)
+def test_run_whose_environment_cannot_be_read(made, tmp_path, content, message):
+  path = next(iter(made[1].values())).path / 'environment.json'
+  path.unlink()
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(errors.RunFolderError, match=message):
+    _write(made, tmp_path)
 
 
 def test_page_in_a_browser(made, tmp_path):

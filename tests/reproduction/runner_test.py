@@ -2,15 +2,18 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pytest
 
+import tables  # noqa: F401  Registers them.
 import tasks  # noqa: F401  Registers digits.
 from tff_codist import errors
 from tff_codist import files
 from tff_codist import registry
 from tff_codist import reproduction
+from tff_codist.program import processes
 from tff_codist.reproduction import report
 from tff_codist.reproduction import runner
 from tff_codist.reproduction import table
@@ -89,6 +92,26 @@ def test_rates_were_measured_before(trained):
   assert not list(trained[0].glob('.rates.*'))
 
 
+def test_run_that_fails_when_it_draws_has_not_failed(
+  trained, tmp_path, capsys, monkeypatch
+):
+  out_dir = tmp_path / 'out'
+  shutil.copytree(trained[0], out_dir)
+  (out_dir / 'runs' / 'fed_avg_1' / 'DONE').unlink()
+
+  def run(trainings, **_):
+    for training in trainings:
+      if training.run_dir.name == 'fed_avg_1':
+        (training.run_dir / 'DONE').touch()
+      yield processes.Ended(training, 1)
+
+  monkeypatch.setattr(processes, 'run', run)
+  message = '1 of 2 runs that failed: no_list, seed 1;'
+  with pytest.raises(errors.FailedRunsError, match=message):
+    _reproduce(out_dir, scale='machine', num_seeds=1)
+  assert 'fed_avg, seed 1 failed' not in capsys.readouterr().out
+
+
 def test_finished_runs_are_kept_and_a_report_trains_nothing(
   trained, capsys, monkeypatch
 ):
@@ -145,6 +168,15 @@ def test_default_is_as_many_seeds_as_the_folder_has(trained, tmp_path, capsys):
   assert 'Not in this report: seeds 3, 4.' in capsys.readouterr().out
 
 
+def test_folders_of_no_row_do_not_count_as_seeds(trained, tmp_path):
+  out_dir = tmp_path / 'out'
+  shutil.copytree(trained[0], out_dir)
+  for name in ('fed_avg_1_bak', 'fed_avg_old', 'old_20240101'):
+    shutil.copytree(out_dir / 'runs' / 'fed_avg_1', out_dir / 'runs' / name)
+  _reproduce(out_dir, scale='machine', report_only=True)
+  assert report.from_csv((out_dir / 'report.csv').read_text())[0].n == 1
+
+
 def test_report_of_a_folder_without_a_table(tmp_path):
   with pytest.raises(errors.RunFolderError, match='no table in'):
     _reproduce(tmp_path / 'out', report_only=True)
@@ -161,7 +193,7 @@ def test_folder_that_another_process_works_in(trained):
 
 def test_folder_below_a_file(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(errors.RunFolderError, match='something else'):
+  with pytest.raises(errors.RunFolderError, match='cannot be used'):
     _reproduce(tmp_path / 'file' / 'out')
 
 
@@ -193,8 +225,19 @@ def test_disk_without_room(trained, tmp_path, monkeypatch):
   with pytest.raises(errors.StorageError, match='for the planned runs'):
     _reproduce(out_dir, scale='machine')
   assert not (out_dir / 'runs').exists()
+  # Runs that are interrupted before their end have what they need.
+  for name in ('fed_avg_1', 'no_list_1'):
+    run_dir = out_dir / 'runs' / name / 'checkpoints'
+    run_dir.mkdir(parents=True)
+    size = content['rates']['fed_avg']['checkpoint_bytes']
+    (run_dir / 'all').write_bytes(bytes(10 * int(size)))
+  monkeypatch.setattr(runner.run_folder.RunFolder, 'check', lambda *_: None)
+  monkeypatch.setattr(processes, 'run', lambda *_, **__: (x for x in ()))
+  _reproduce(out_dir, scale='machine', num_seeds=1)
 
 
-def test_example_in_the_help_names_a_table():
+def test_examples_in_the_help_name_tables():
   script = pathlib.Path(runner.__file__).parents[2] / 'bin' / 'reproduce.py'
-  assert 'bin/reproduce.py codist_cifar100' in script.read_text()
+  names = re.findall(r'bin/reproduce\.py (\w+)', script.read_text())
+  assert names
+  assert set(names) <= set(reproduction.tables.names())

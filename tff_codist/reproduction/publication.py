@@ -10,7 +10,6 @@ of which the first names the table and the metric.
 
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable
 
 from tff_codist import errors
@@ -44,9 +43,11 @@ def publish(
 
   Raises:
     RunFolderError: If the folder has no report.
-    StorageError: If a file cannot be written.
+    UnknownNameError: If a mark has a metric that the table does not report.
+    StorageError: If a file cannot be written, or an old picture not removed.
   """
-  if not (out_dir / 'report.csv').exists():
+  numbers = out_dir / 'report.csv'
+  if not numbers.exists():
     raise errors.RunFolderError(
       f'no report.csv in {out_dir}',
       expected='the folder of a table that has been reported',
@@ -54,14 +55,12 @@ def publish(
     )
   folder = docs / name
   if folder.resolve() != out_dir.resolve():
-    if (folder / 'plots').exists():
-      shutil.rmtree(folder / 'plots')
-    for path in (
-      out_dir / 'report.md',
-      out_dir / 'report.csv',
-      *(out_dir / 'plots').glob('*.png'),
-    ):
+    pictures = {path.name: path for path in (out_dir / 'plots').glob('*.png')}
+    for path in (*pictures.values(), out_dir / 'report.md', numbers):
       files.write(folder / path.relative_to(out_dir), path.read_bytes())
+    # No report ever links to a picture that is not there.
+    old = (folder / 'plots').glob('*.png')
+    files.remove(path for path in old if path.name not in pictures)
   marked = []
   for document in documents:
     old = document.read_text()
@@ -82,6 +81,9 @@ def refresh(
     text: The document.
     csv_of: From a table's name to its `report.csv`.
     only: Name of the table whose marks count; empty for all.
+
+  Raises:
+    UnknownNameError: If a mark has a metric that its table does not report.
   """
 
   def replace(match: re.Match) -> str:

@@ -94,9 +94,14 @@ def measure(
     By row. A row whose training fails has none.
 
   Raises:
+    RunFolderError: If `rates.json` is damaged.
     StopRequested: After a signal, see `processes.run`.
-    StorageError: If `rates.json` cannot be written.
+    StorageError: If `rates.json` or a log cannot be written.
   """
+  # What a killed call has left. Its trainings may still be ending; the next
+  # call removes the rest.
+  for left in out_dir.glob('.rates.*'):
+    shutil.rmtree(left, ignore_errors=True)
   path = out_dir / 'rates.json'
   rates = _read(path, jobs)
   rows = {cell.row.name: cell for cell in configs}
@@ -118,7 +123,9 @@ def measure(
         }
       )
       training = processes.Training(
-        processes.train_command(*flags), run_dir, run_dir.with_suffix('.log')
+        processes.train_command(*flags),
+        run_dir,
+        run_dir.with_name(f'{name}.log'),
       )
       trainings[training] = name
     started = {}
@@ -142,7 +149,7 @@ def check_disk(num_bytes: float, folder: pathlib.Path) -> None:
   """Checks that the planned runs have room.
 
   Args:
-    num_bytes: What they need.
+    num_bytes: What they need beyond what they have.
     folder: Where they will be; the disk of its nearest existing parent counts.
 
   Raises:
@@ -156,6 +163,11 @@ def check_disk(num_bytes: float, folder: pathlib.Path) -> None:
       expected=f'{num_bytes / 1e9:.1f} GB for the planned runs',
       fix='free space, give another --out, or lower --seeds',
     )
+
+
+def bytes_in(folder: pathlib.Path) -> int:
+  """Returns the size of all files of a folder, 0 if there is none."""
+  return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
 
 
 def in_words(seconds: float) -> str:
@@ -195,9 +207,7 @@ def _rate(run: runs_lib.Run, seconds: float) -> Rate:
     round_seconds=round_seconds,
     exchange_seconds=exchange,
     evaluation_seconds=float(evaluations[-1]),
-    checkpoint_bytes=float(
-      sum(p.stat().st_size for p in run.path.rglob('*') if p.is_file())
-    ),
+    checkpoint_bytes=float(bytes_in(run.path)),
   )
 
 

@@ -9,18 +9,17 @@ import csv
 import dataclasses
 import html
 import io
-import json
 import math
-import mimetypes
 import pathlib
 import re
 import shlex
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import markdown
 
+from tff_codist import errors
 from tff_codist import files
 from tff_codist.reports import comparison
 from tff_codist.reports import groups as groups_lib
@@ -32,7 +31,6 @@ from tff_codist.reports import tables as tables_lib
 from tff_codist.reproduction import rates
 from tff_codist.reproduction import table as table_lib
 
-_BYTES_PER_MEGABYTE = 1e6
 _STYLE = """
 body { max-width: 60em; margin: 2em auto; padding: 0 1em;
   font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
@@ -96,6 +94,9 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes `report.md`, `report.csv` and `report.html`, and their pictures.
 
+  Pictures of an earlier report stay until nothing links to them. Two processes
+  may report one table at a time.
+
   Args:
     name: Name of the table.
     table: The table.
@@ -108,7 +109,8 @@ def write(
     The three files.
 
   Raises:
-    StorageError: If a file cannot be written.
+    RunFolderError: If a run has no `environment.json`, or a damaged one.
+    StorageError: If a file cannot be written, or an old picture not removed.
   """
   labelled = {
     cell: dataclasses.replace(runs[cell], label=cell.row.label or cell.row.name)
@@ -117,15 +119,17 @@ def write(
   numbers = to_csv(results_of(table, labelled))
   # The digits of the file, so that whoever reads it later rounds as we do.
   results = from_csv(numbers)
-  pictures = (
-    _pictures(table, tuple(labelled.values()), out_dir) if labelled else []
-  )
+  pictures = _pictures(table, tuple(labelled.values())) if labelled else {}
+  plots_dir = out_dir / 'plots'
+  for picture, content in pictures.items():
+    files.write(plots_dir / picture, content)
   text = _markdown(name, table, labelled, results, pictures, missing, command)
   paths = [out_dir / f'report.{end}' for end in ('md', 'csv', 'html')]
   for path, content in zip(
-    paths, (text, numbers, _page(table.title, text, out_dir))
+    paths, (text, numbers, _page(table.title, text, pictures))
   ):
     files.write(path, content.encode())
+  files.remove(p for p in plots_dir.glob('*.png') if p.name not in pictures)
   return paths
 
 
@@ -192,7 +196,13 @@ def results_table(results: Sequence[Result], metric: str) -> str:
   Args:
     results: The results.
     metric: The metric.
+
+  Raises:
+    UnknownNameError: If no result is of it.
   """
+  known = {result.metric for result in results}
+  if metric not in known:
+    raise errors.UnknownNameError('metric', metric, known)
   header = (
     'model',
     'setting',
@@ -285,27 +295,27 @@ def _published_gain(
 
 
 def _pictures(
-  table: table_lib.Table, runs: Sequence[runs_lib.Run], out_dir: pathlib.Path
-) -> list[pathlib.Path]:
-  folder = out_dir / 'plots'
-  if folder.exists():
-    shutil.rmtree(folder)
-  paths = []
-  for metric in table.metrics:
-    paths += plots.evaluations(runs, folder, metric=metric)
+  table: table_lib.Table, runs: Sequence[runs_lib.Run]
+) -> dict[str, bytes]:
+  """Returns the pictures by the name of their file, in the report's order."""
   main = table.metrics[0]
-  paths += plots.agreement(runs, folder)
-  paths += plots.communication(runs, folder, metric=main)
-  paths += plots.privacy_against_utility(
-    runs, folder, last=table.last, metric=main
-  )
-  drawn = (plots.norms(run, folder) for run in runs)
-  paths += next(filter(None, drawn), [])
-  widest = max(runs, key=lambda run: len(run.pool_names))
-  paths += pool_plots.plot_membership(
-    widest.pools, folder, task=widest.task, seed=widest.seed
-  )
-  return paths
+  # Drawn where no other process replaces or removes them.
+  with tempfile.TemporaryDirectory() as folder:
+    paths = []
+    for metric in table.metrics:
+      paths += plots.evaluations(runs, folder, metric=metric)
+    paths += plots.agreement(runs, folder)
+    paths += plots.communication(runs, folder, metric=main)
+    paths += plots.privacy_against_utility(
+      runs, folder, last=table.last, metric=main
+    )
+    drawn = (plots.norms(run, folder) for run in runs)
+    paths += next(filter(None, drawn), [])
+    widest = max(runs, key=lambda run: len(run.pool_names))
+    paths += pool_plots.plot_membership(
+      widest.pools, folder, task=widest.task, seed=widest.seed
+    )
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def _markdown(
@@ -313,7 +323,7 @@ def _markdown(
   table: table_lib.Table,
   runs: Mapping[table_lib.Cell, runs_lib.Run],
   results: Sequence[Result],
-  pictures: Sequence[pathlib.Path],
+  pictures: Iterable[str],
   missing: Mapping[table_lib.Cell, str],
   command: str,
 ) -> str:
@@ -355,8 +365,9 @@ def _markdown(
     lines += ['## Runs that are not in the table', '']
     lines += [f'* {cell.name}: `{why}`' for cell, why in missing.items()]
     lines += ['']
-  for path in pictures:
-    lines += [f'![{path.stem.replace("_", " ")}](plots/{path.name})', '']
+  for picture in pictures:
+    words = picture.removesuffix('.png').replace('_', ' ')
+    lines += [f'![{words}](plots/{picture})', '']
   if runs:
     lines += ['## Costs', '', _costs(table, runs), '']
     lines += ['## Commands', '']
@@ -381,13 +392,10 @@ def _costs(
       cells = [f'`{row.name}`', pool]
       for way in ('downlink', 'uplink'):
         column = f'cost/{pool}/{way}_bytes'
-        total = [_sum(run, column) for run in group]
-        cells.append(f'{sum(total) / len(total) / _BYTES_PER_MEGABYTE:,.1f}')
-      seconds = [
-        _sum(run, 'time/round_seconds') + _sum(run, 'time/evaluation_seconds')
-        for run in group
-      ]
-      cells.append(rates.in_words(sum(seconds) / len(seconds)))
+        mean = _mean_total(group, column)
+        cells.append(f'{mean / runs_lib.BYTES_PER_MEGABYTE:,.1f}')
+      columns = ('time/round_seconds', 'time/evaluation_seconds')
+      cells.append(rates.in_words(_mean_total(group, *columns)))
       lines.append(cells)
   header = (
     'run',
@@ -399,23 +407,23 @@ def _costs(
   return _pipes(header, lines)
 
 
-def _sum(run: runs_lib.Run, column: str) -> float:
-  return float(run.metrics[column][1].sum()) if column in run.metrics else 0.0
+def _mean_total(runs: Sequence[runs_lib.Run], *columns: str) -> float:
+  """Returns the total of some columns, on average over runs."""
+  totals = [run.total(column) or 0.0 for run in runs for column in columns]
+  return sum(totals) / len(runs)
 
 
 def _environment(runs: Mapping[table_lib.Cell, runs_lib.Run]) -> str:
   """Returns commits, packages and machine of the runs."""
-  environments = [
-    json.loads((run.path / 'environment.json').read_text())
-    for run in runs.values()
-  ]
+  environments = [runs_lib.load_environment(run.path) for run in runs.values()]
 
   def all_of(values: Iterable[object]) -> str:
     return ', '.join(dict.fromkeys(map(str, values)))
 
+  # Versions of this package have written versions of different packages.
   packages = {
-    name: all_of(e['packages'][name] for e in environments)
-    for name in environments[0]['packages']
+    name: all_of(e['packages'].get(name) or 'none' for e in environments)
+    for name in dict.fromkeys(n for e in environments for n in e['packages'])
   }
   return (
     f'Commit {all_of(e["commit"] or "unknown" for e in environments)}; '
@@ -427,7 +435,7 @@ def _environment(runs: Mapping[table_lib.Cell, runs_lib.Run]) -> str:
   )
 
 
-def _page(title: str, text: str, folder: pathlib.Path) -> str:
+def _page(title: str, text: str, pictures: Mapping[str, bytes]) -> str:
   """Returns Markdown as a page that needs no other file."""
   converter = markdown.Markdown(extensions=['tables'])
   # What looks like HTML is text: an error's last line may hold anything.
@@ -436,12 +444,10 @@ def _page(title: str, text: str, folder: pathlib.Path) -> str:
   body = converter.convert(text)
 
   def inline(match: re.Match) -> str:
-    path = folder / html.unescape(match[2])
-    kind = mimetypes.guess_type(path.name)[0]
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'{match[1]}src="data:{kind};base64,{data}"'
+    data = base64.b64encode(pictures[html.unescape(match[2])]).decode()
+    return f'{match[1]}src="data:image/png;base64,{data}"'
 
-  body = re.sub(r'(<img [^>]*)src="([^"]+)"', inline, body)
+  body = re.sub(r'(<img [^>]*)src="plots/([^"]+)"', inline, body)
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width">\n'

@@ -48,29 +48,24 @@ def reproduce(
     UnknownNameError: If there is no such table or scale.
     ConfigError: If a number is not positive, or a row cannot be run.
     RunFolderError: If the folder belongs to something else, or another process
-      works in it; nothing is written.
-    StorageError: If the disk has no room for the planned runs.
+      works in it, and nothing is written; or if a file of a finished run is
+      damaged.
+    StorageError: If the disk has no room for the planned runs, or a file cannot
+      be written.
     FailedRunsError: If runs failed; the report is there.
     StopRequested: After a signal, see `processes.run`.
   """
   table_fn = table_lib.tables[name]
   if scale not in table_lib.SCALES:
     raise errors.UnknownNameError('scale', scale, table_lib.SCALES)
-  seeds_there = {
-    int(path.parent.name.rpartition('_')[2])
-    for path in (out_dir / 'runs').glob('*_*/config.json')
-  }
+  table = table_fn(scale)
+  _check_folder(out_dir, name, scale, must_exist=report_only)
+  seeds_there = _seeds_there(table, out_dir)
   if num_seeds is None:
     num_seeds = max({1 if scale == 'quick' else 3, *seeds_there})
-  for flag, value in (('seeds', num_seeds), ('jobs', jobs)):
-    if value < 1:
-      raise errors.ConfigError(
-        f'--{flag} {value}', expected='at least 1', fix='give a higher number'
-      )
-  table = table_fn(scale)
+  errors.check_above_0(seeds=num_seeds, jobs=jobs)
   cells = table_lib.cells(table, num_seeds=num_seeds, out_dir=out_dir)
   configs = {cell: _config(cell) for cell in cells}
-  _check_folder(out_dir, name, scale, must_exist=report_only)
   pending = []
   for cell, config in configs.items():
     folder = run_folder.RunFolder(cell.run_dir)
@@ -95,7 +90,7 @@ def reproduce(
   left_out = sorted(seed for seed in seeds_there if seed > num_seeds)
   if left_out:
     print(f'Not in this report: seeds {", ".join(map(str, left_out))}.')
-  failed = [cell for cell, code in codes.items() if code]
+  failed = [cell for cell in missing if codes.get(cell)]
   if failed:
     raise errors.FailedRunsError(
       f'{len(failed)} of {len(cells)} runs that failed: '
@@ -104,6 +99,18 @@ def reproduce(
       fix='see their logs; the same command tries them again',
     )
   return missing
+
+
+def _seeds_there(table: table_lib.Table, out_dir: pathlib.Path) -> set[int]:
+  """Returns the seeds of which a folder has runs; it may hold others' too."""
+  names = {row.name for row in table.rows}
+  parts = (
+    path.parent.name.rpartition('_')
+    for path in (out_dir / 'runs').glob('*_*/config.json')
+  )
+  return {
+    int(seed) for name, _, seed in parts if name in names and seed.isdecimal()
+  }
 
 
 def _config(cell: table_lib.Cell) -> config_lib.Config:
@@ -123,33 +130,22 @@ def _check_folder(
   """
   path = out_dir / 'table.json'
   ours = {'table': name, 'scale': scale}
-  if path.exists():
-    try:
-      theirs = json.loads(path.read_text())
-    except ValueError:
-      theirs = 'a damaged table.json'
-    if theirs != ours:
+  if not files.holds(out_dir, path.name, what='a table'):
+    if must_exist:
       raise errors.RunFolderError(
-        f'{theirs} in {out_dir}',
-        expected=f'{ours}',
-        fix='give another --out',
+        f'no table in {out_dir}',
+        expected='the --out of a table that has been trained',
+        fix='check the spelling, or leave out --report_only',
       )
     return
-  if must_exist:
+  try:
+    theirs = json.loads(path.read_text())
+  except (OSError, ValueError):
+    theirs = 'a damaged table.json'
+  if theirs != ours:
     raise errors.RunFolderError(
-      f'no table in {out_dir}',
-      expected='the --out of a table that has been trained',
-      fix='check the spelling, or leave out --report_only',
-    )
-  parent = next(p for p in (out_dir, *out_dir.parents) if p.exists())
-  # A kill while the first file was written leaves its temporary form.
-  if not parent.is_dir() or (
-    parent == out_dir
-    and any(not p.name.startswith('.table.json.') for p in parent.iterdir())
-  ):
-    raise errors.RunFolderError(
-      f'{parent}, which holds something else than a table',
-      expected='a new or empty folder, or the folder of this table',
+      f'{theirs} in {out_dir}',
+      expected=f'{ours}',
       fix='give another --out',
     )
 
@@ -169,9 +165,12 @@ def _announce(
     rates[cell.row.name].seconds(config, rounds_done=_rounds_done(cell))
     for cell, config in known.items()
   )
-  rates_lib.check_disk(
-    sum(rates[cell.row.name].num_bytes(c) for cell, c in known.items()), out_dir
+  # What interrupted runs have is on the disk already.
+  missing_bytes = (
+    rates[cell.row.name].num_bytes(config) - rates_lib.bytes_in(cell.run_dir)
+    for cell, config in known.items()
   )
+  rates_lib.check_disk(sum(max(0, n) for n in missing_bytes), out_dir)
   without = f', without {", ".join(failed)}, which failed' if failed else ''
   print(
     f'{len(configs)} of {num_cells} runs to train, {jobs} at a time: about '
@@ -215,7 +214,8 @@ def _train(
         cell = trainings[ended.training]
         count(cell)
         codes[cell] = ended.exit_code
-        if ended.exit_code:
+        # One that is done may be stopped, or fail, when it draws.
+        if ended.exit_code and not run_folder.RunFolder(cell.run_dir).is_done:
           bar.write(f'{cell.name} failed, see {cell.log}')
   return codes
 
@@ -256,7 +256,7 @@ def _report(
     command=f'bin/reproduce.py {name} --scale {scale} --seeds {seeds}',
   )
   results = report.from_csv((out_dir / 'report.csv').read_text())
-  for metric in table.metrics:
+  for metric in table.metrics if results else ():
     print(f'\n{metric}\n')
     print(report.results_table(results, metric))
   print()

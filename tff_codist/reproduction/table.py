@@ -88,7 +88,8 @@ class Cell(NamedTuple):
   @property
   def log(self) -> pathlib.Path:
     """The file that takes the training's output."""
-    return self.run_dir.with_suffix('.log')
+    # No with_suffix: a row's name may have a dot, `fed_avg_z0.1`.
+    return self.run_dir.with_name(f'{self.run_dir.name}.log')
 
   def flags(self, **others: Any) -> tuple[str, ...]:
     """Returns the flags of `bin/train.py`.
