@@ -206,8 +206,9 @@ def preset(quick: bool) -> config_lib.Config:
   2003.00295). On all 342,477 users they take a vocabulary of 10,000, the
   default, up to 1,000 sentences of a user and cohorts of 50; less is taken here
   so that a run ends in minutes. The server's sentences are those of users whom
-  the data set holds out. See tasks/cifar100.py on `rescale`, on the warm-up and
-  (at `cifar100_domains`) on epsilon, tasks/digits.py on `match_norm`.
+  the data set holds out. Distillation waits until the models have something to
+  teach. See tasks/cifar100.py on `rescale` and (at `cifar100_domains`) on
+  epsilon, tasks/digits.py on `match_norm`.
 
   Args:
     quick: Two rounds of two clients, few words and short sentences,
