@@ -339,7 +339,7 @@ def hold_pipes_in_a_fork():
   if os.fork() == 0:
     for fd in (0, 1, 2):
       os.close(fd)
-    time.sleep(20)
+    time.sleep(600)
     os._exit(0)
 
 context = runtime.install('stock')
@@ -357,9 +357,7 @@ elif way == 'exception':
   raise ValueError('on purpose')
 elif way == 'sys.exit':
   hold_pipes_in_a_fork()
-  start = time.monotonic()
   context.close()
-  assert time.monotonic() - start < 5
   sys.exit(5)
 elif way == 'SIGTERM':
   os.kill(os.getpid(), signal.SIGTERM)
@@ -396,7 +394,8 @@ def children():
   }
   yield children
   for child in children.values():
-    child.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(child.pid, signal.SIGKILL)  # Their forks too.
     child.wait()
 
 
