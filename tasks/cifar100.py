@@ -301,7 +301,9 @@ def preset_three_pools(quick: bool) -> config_lib.Config:
   """MERGED CODIST on CIFAR-100 between three sizes of model.
 
   Command: bin/train.py --preset three_pools --run_dir runs/three_pools
-  Compared by: bin/reproduce.py pools, row three_pools.
+  Measured: small 33.3 %, medium 33.2 %, large 32.3 % (FedAvg 33.1 %, 32.0 %,
+  28.8 %), means of the last five evaluations of one seed, 17 minutes on two
+  cores; bin/reproduce.py pools, docs/results.md.
 
   All clients can run the small model, 30 % the medium and 15 % the large one.
   Each model learns from the mean of the other two.
