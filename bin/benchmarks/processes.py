@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, Optional
 
@@ -50,8 +51,10 @@ def take_turns(measurements: Mapping[str, tuple]) -> dict[str, list]:
   """
   results = {name: [] for name in measurements}
   with contextlib.ExitStack() as stack:
+    # Processes that are ended do not remove their temporary files.
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
     processes = [
-      stack.enter_context(_Process(name, *measurement))
+      stack.enter_context(_Process(name, folder, *measurement))
       for name, measurement in measurements.items()
     ]
     for process in processes:
@@ -85,16 +88,18 @@ def memory_bytes(field: str, pid: Optional[int] = None) -> int:
 class _Process:
   """A measurement in a new Python process, an iterator over its turns.
 
-  The process ends with the `with` block.
+  The process ends with the `with` block. Its temporary files are in `folder`.
   """
 
-  def __init__(self, name: str, measurement: Measurement, *arguments: Any):
+  def __init__(
+    self, name: str, folder: str, measurement: Measurement, *arguments: Any
+  ):
     # A forked process would begin with the memory and locks of this one.
     spawn = multiprocessing.get_context('spawn')
     self._pipe, theirs = spawn.Pipe()
     self._process = spawn.Process(
       target=_serve,
-      args=(theirs, measurement, *arguments),
+      args=(theirs, folder, measurement, *arguments),
       name=name,
       daemon=True,
     )
@@ -136,8 +141,11 @@ class _Process:
       ) from None
 
 
-def _serve(pipe, measurement: Measurement, *arguments: Any) -> None:
+def _serve(
+  pipe, folder: str, measurement: Measurement, *arguments: Any
+) -> None:
   """Takes a turn whenever the pipe says so, until it is ended."""
+  tempfile.tempdir = folder
   # Ctrl-C reaches every process; the one that has started the others ends them.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   # Else the first one to use a GPU takes all of its memory.
